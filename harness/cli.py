@@ -1,0 +1,245 @@
+"""The `ddad` command. Everything heavy is imported inside the command that needs it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from harness.errors import Diverged, UserError
+
+if TYPE_CHECKING:
+    from harness.config import Config
+    from harness.distill import Report
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+Words = Annotated[
+    list[str] | None, typer.Argument(help="A recipe (`ddad recipes` lists them), then any number of path=value.")
+]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="A YAML file of values; a run folder's config.yaml replays it.")
+]
+Output = Annotated[Path | None, typer.Option(help="The run folder; default runs/<recipe>-<hash>.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, all else on standard error.")]
+Run = Annotated[Path, typer.Argument(help="A run folder.")]
+
+
+@app.command()
+def distill(
+    words: Words = None,
+    config: ConfigFile = None,
+    output: Output = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and estimates.")] = False,
+) -> None:
+    """Distil a student from a teacher without data; the same command again resumes."""
+    resolved = _resolve(words, config)
+    if dry_run:
+        from harness.estimate import estimate
+
+        estimate(resolved, output, print)
+        return
+    from harness.distill import rounds
+
+    with _Signals() as signals:
+        last = _follow(rounds(resolved, output, signals.reason, _say), resolved)
+    _conclude(last, signals)
+
+
+@app.command()
+def teach(words: Words = None, config: ConfigFile = None, output: Output = None) -> None:
+    """Train a recipe's teacher on real data, into the file the recipe distils from."""
+    resolved = _resolve(words, config)
+    from harness.distill import teach as lessons
+
+    with _Signals() as signals:
+        last = _follow(lessons(resolved, output, signals.reason, _say), resolved)
+    if last is None:
+        print(f"{resolved.teacher.checkpoint} is there already: delete it to teach it again")
+        return
+    _conclude(last, signals)
+    print(f"the teacher is {resolved.teacher.checkpoint}")
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path | None, typer.Argument(help="A run folder; or name --network and --data.")] = None,
+    network: Annotated[str | None, typer.Option(help="A network's name, as in teacher.network.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Its weights.")] = None,
+    data: Annotated[str | None, typer.Option(help="A data set's name.")] = None,
+    root: Annotated[Path | None, typer.Option(help="Where data sets are; default $DDAD_DATA or ./data.")] = None,
+    mean: Annotated[list[float] | None, typer.Option(help="Normalisation, once per channel.")] = None,
+    std: Annotated[list[float] | None, typer.Option(help="Normalisation, once per channel.")] = None,
+    channels: Annotated[str | None, typer.Option(help="rgb, bgr or gray.")] = None,
+    size: Annotated[int | None, typer.Option(help="Side of an image in pixels; default the data set's own.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score a run's teacher and student again, or any network on a data set."""
+    from harness import scoring
+
+    if (run is None) == (network is None):
+        raise UserError("name either a run folder, or --network, --checkpoint and --data")
+    if run is not None:
+        found = scoring.of_run(run, _say)
+    else:
+        if checkpoint is None or data is None:
+            raise UserError("--network goes with --checkpoint and --data")
+        overlay = {"mean": mean, "std": std, "channels": channels}
+        given = {key: value for key, value in overlay.items() if value}
+        found = scoring.of_network(str(network), checkpoint, data, root, given, size)
+    _print(found, as_json, scoring.table)
+
+
+@app.command()
+def predict(run: Run, images: Annotated[list[Path], typer.Argument(help="Image files.")], as_json: AsJson = False) -> None:
+    """What a run's student says of images."""
+    from harness.predict import predict as answers
+
+    found = answers(run, images)
+    _print({"predictions": found}, as_json, lambda _: [f"{a['image']}: {a['class']} ({a['probability']:.1%})" for a in found])
+
+
+@app.command()
+def export(
+    run: Run,
+    kind: Annotated[str, typer.Option("--format", help="safetensors, onnx or torch.export.")] = "safetensors",
+    output: Annotated[Path | None, typer.Option(help="The file; default in the run folder.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the student for use elsewhere, checked against the original."""
+    from harness.export import export as write
+
+    found = write(run, kind, output)
+    _print(found, as_json, lambda _: [f"{found['file']}: largest difference {found['max_difference']:.2g}"])
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes."""
+    from harness import task
+
+    for name in task.names():
+        for recipe, function in task.load(name).recipes().items():
+            print(f"{recipe:32}{(function.__doc__ or '').strip().splitlines()[0]}")
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say what works here: versions, devices, process groups, DeepSpeed, the MLflow store."""
+    from harness.doctor import examine
+
+    _print(examine(), as_json, lambda found: [f"{key:14}{value}" for key, value in found.items()])
+
+
+@app.command()
+def ui(
+    uri: Annotated[str, typer.Option(help="The MLflow tracking URI.")] = "sqlite:///mlflow.db",
+    host: Annotated[str, typer.Option(help="The address to listen on; anyone who reaches it can read it.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The port.")] = 5000,
+) -> None:
+    """Open the MLflow page, on loopback."""
+    from harness import tracking
+
+    tracking.ui(uri, host, port)
+
+
+class _Signals:
+    """Turns the first SIGINT or SIGTERM into a reason to stop after the round; a second one ends at once."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    def __enter__(self) -> _Signals:
+        self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: object) -> None:
+        if self.received is not None:
+            sys.exit(128 + number)
+        self.received = number
+
+    def reason(self) -> str | None:
+        """Why the run should stop, or None."""
+        return signal.Signals(self.received).name if self.received else None
+
+
+def _resolve(words: list[str] | None, file: Path | None) -> Config:
+    from harness import resolve
+
+    words = words or []
+    recipe = words[0] if words and "=" not in words[0] else None
+    overrides = resolve.read_overrides(words[1:] if recipe else words)
+    return resolve.resolve(recipe, resolve.read_file(file) if file else None, overrides)
+
+
+def _follow(reports: Iterable[Report], config: Config) -> Report | None:
+    from harness.progress import follow
+
+    return follow(reports, config)
+
+
+def _conclude(report: Report | None, signals: _Signals) -> None:
+    """The last words of a run, and its exit code where a signal ended it."""
+    assert report is not None
+    if report.stopped:
+        print(
+            f"stopped after round {report.round} of {report.rounds} ({report.stopped}): "
+            "the same command goes on from there"
+        )
+        raise typer.Exit(128 + signals.received if signals.received else 0)
+    from harness.progress import conclusion
+
+    conclusion(report)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _print(found: dict[str, Any], as_json: bool, lines: Callable[[dict[str, Any]], Iterable[str]]) -> None:
+    if as_json:
+        print(json.dumps(found))
+    else:
+        print("\n".join(lines(found)))
+
+
+def _check_packages() -> None:
+    """`tasks` and `tune` are also names of unrelated packages on PyPI: make sure that ours are the ones imported."""
+    import importlib.util
+
+    ours = Path(__file__).resolve().parents[1]
+    for name in ("tasks", "tune"):
+        spec = importlib.util.find_spec(name)
+        places = [Path(place).resolve().parent for place in (spec.submodule_search_locations or [])] if spec else []
+        if spec and ours not in places:
+            raise UserError(
+                f"the package {name!r} that Python finds is not ddad's but {spec.origin}: uninstall that one, "
+                "or install ddad in an environment of its own"
+            )
+
+
+def main() -> NoReturn:
+    """Runs the command; a mistake is one line on standard error and exit code 2, never a traceback."""
+    try:
+        _check_packages()
+        code = app(standalone_mode=False)
+    except (UserError, Diverged) as error:
+        _say(f"ddad: {error}")
+        code = error.exit_code
+    except KeyboardInterrupt:
+        code = 130
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # a usage error of typer's own command parser
+            raise
+        _say(f"ddad: {error.format_message()}")
+        code = 2
+    sys.exit(code or 0)

@@ -1,0 +1,451 @@
+"""A run as plain data: frozen dataclasses, a docstring under every field.
+
+What is recorded here is what is needed to run it again. The only way to change a run is `path=value`,
+strict on unknown paths and on types, the same for the command line, YAML files, sweeps and tests.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from harness.errors import UserError, nearest
+
+SCHEMA = 1
+"""Rises only when the meaning of a recorded field changes; a new field takes its default."""
+
+Overlay = Mapping[str, Any]
+"""A nested dictionary that sets some of a Config's fields."""
+
+Weight = float | list[list[float]]
+"""A number, or a schedule [[round, value], ...]: each value holds from its round (0 first) until the next."""
+
+Discrepancy = Literal["l1", "mse", "kl", "js"]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights of the generator's terms (docs/method.md); a term of weight 0 is not computed."""
+
+    adversarial: Weight = 1.0
+    """The student's disagreement with the teacher, which the generator seeks."""
+    batch_norm: Weight = 1.0
+    """Distance of the batch statistics in the teacher from its running ones: the teacher as discriminator."""
+    one_hot: Weight = 0.0
+    """Cross entropy of the teacher's answer with its own argmax."""
+    class_balance: Weight = 0.0
+    """Negative entropy of the batch's mean prediction."""
+    activation: Weight = 0.0
+    """Minus the mean absolute penultimate feature."""
+    tv: Weight = 0.0
+    """Total variation of the images."""
+    l2: Weight = 0.0
+    """L2 norm of the images."""
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """An optimiser, its learning-rate schedule over the player's own updates, and its clipping."""
+
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    """Stochastic gradient descent with momentum, or Adam."""
+    lr: float = 0.1
+    """Learning rate before the schedule."""
+    momentum: float = 0.9
+    """SGD's momentum."""
+    nesterov: bool = False
+    """SGD's Nesterov form."""
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    """Adam's two averaging rates."""
+    weight_decay: float = 0.0
+    """L2 penalty added to the gradient."""
+    schedule: Literal["constant", "cosine", "multistep"] = "cosine"
+    """Cosine falls to 0 over the run; multistep multiplies by `gamma` at each milestone."""
+    milestones: list[float] = field(default_factory=list)
+    """Fractions of the run at which multistep falls, each in (0, 1)."""
+    gamma: float = 0.1
+    """Multistep's factor."""
+    clip: float = 0.0
+    """Largest global gradient norm; 0 does not clip."""
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The network to compress, and the input it expects."""
+
+    network: str = ""
+    """A built-in name, "timm:NAME", "torchvision:NAME" or "path/to/file.py:function"."""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the network."""
+    checkpoint: str | None = None
+    """Its weights, a file; null: where `ddad teach` puts them; "untrained": random weights, marked as such."""
+    mean: list[float] | None = None
+    """Per-channel mean its input was normalised with, for pixels in 0..1, in `channels` order; null: 0."""
+    std: list[float] | None = None
+    """Per-channel standard deviation, likewise; null: 1."""
+    channels: Literal["rgb", "bgr", "gray"] = "rgb"
+    """Channel order of its input."""
+
+
+@dataclass(frozen=True)
+class Student(Optimizer):
+    """The small network to train, and how."""
+
+    network: str = ""
+    """As the teacher's."""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the network."""
+    weight_decay: float = 5e-4
+    """L2 penalty added to the gradient."""
+
+
+@dataclass(frozen=True)
+class Generator(Optimizer):
+    """The network that invents images, and how it is trained."""
+
+    network: Literal["upsample", "dcgan"] = "upsample"
+    """`upsample` takes sizes divisible by 4, `dcgan` by 16."""
+    latent_size: int = 256
+    """Length of the latent vector z."""
+    width: int = 0
+    """Channels of the last hidden layer; 0: the network's usual number."""
+    optimizer: Literal["sgd", "adam"] = "adam"
+    """As the student's."""
+    lr: float = 1e-3
+    """Learning rate before the schedule."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """What the teacher and the student take."""
+
+    size: int | list[int] = 32
+    """Side of a square image, or [height, width], in pixels."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Real data: for evaluation, and for `teach` and `method=kd`; never for a data-free run's training."""
+
+    name: str = "none"
+    """A data set of the task, "image_folder", or "none": the run then reports agreement on generated images."""
+    root: str | None = None
+    """Where data sets are; null: $DDAD_DATA, else ./data."""
+    workers: int = 0
+    """Processes that load and augment images."""
+
+
+@dataclass(frozen=True)
+class Teach:
+    """How `ddad teach` trains the recipe's teacher on real data."""
+
+    epochs: int = 200
+    """Passes over the training images."""
+    batch_size: int = 128
+    """Images an update."""
+    lr: float = 0.1
+    """SGD's learning rate before the cosine."""
+    weight_decay: float = 5e-4
+    """L2 penalty added to the gradient."""
+    seed: int = 0
+    """The teacher's own seed: it does not follow the run's."""
+    automatic: bool = False
+    """`ddad distill` teaches an absent teacher by itself; for the embedded data set, which takes seconds."""
+
+
+@dataclass(frozen=True)
+class Distributed:
+    """How the run is spread over processes; no field here changes its result."""
+
+    strategy: Literal["single"] = "single"
+    """One process."""
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """Where the experiment is recorded beside its run folder."""
+
+    uri: str = "sqlite:///mlflow.db"
+    """An MLflow tracking URI; "none" records in the run folder alone."""
+    experiment: str = "ddad"
+    """The MLflow experiment."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """How often the state of a run is saved."""
+
+    every: int = 50
+    """Rounds between checkpoints."""
+    keep: int = 2
+    """How many of the latest are kept."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run."""
+
+    schema: int = SCHEMA
+    """Version of the meaning of these fields."""
+    task: str = ""
+    """A folder of `tasks/`."""
+    recipe: str = ""
+    """The recipe these values started from."""
+    method: str = "ddad"
+    """One of `harness.methods.METHODS`."""
+    variant: str = "paper"
+    """A named set of the method's settings; published figures keep their variant."""
+    seed: int = 0
+    """Every random draw is a function of (seed, round, turn, index in the global batch)."""
+    rounds: int = 1000
+    """Rounds of `student_steps` student turns and one generator turn."""
+    batch_size: int = 128
+    """Images a turn, over all processes."""
+    student_steps: int = 5
+    """Student turns a round."""
+    classes: int = 0
+    """Number of classes K."""
+    weights: Weights = field(default_factory=Weights)
+    batch_norm_form: Literal["norm", "kl"] = "norm"
+    """Form of the batch-norm term: DeepInversion's norms or DFQ's KL divergence of Gaussians."""
+    discrepancy: Discrepancy = "l1"
+    """D(t, s), the discrepancy the generator raises."""
+    student_discrepancy: Discrepancy | None = None
+    """The discrepancy the student lowers; null: the same."""
+    adversarial_transform: Literal["identity", "log1p"] = "identity"
+    """A, applied to the mean discrepancy in the generator's turn."""
+    temperature: float = 1.0
+    """Temperature of the `kl` and `js` discrepancies."""
+    teacher: Teacher = field(default_factory=Teacher)
+    student: Student = field(default_factory=Student)
+    generator: Generator = field(default_factory=Generator)
+    input: Input = field(default_factory=Input)
+    data: Data = field(default_factory=Data)
+    teach: Teach = field(default_factory=Teach)
+    precision: Literal["fp32", "bf16", "fp64"] = "fp32"
+    """Arithmetic of the networks: bf16 is autocast over fp32 weights, fp64 is for tests of equality."""
+    distributed: Distributed = field(default_factory=Distributed)
+    tracking: Tracking = field(default_factory=Tracking)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    pictures: bool = True
+    """Write generated images to the run folder and to MLflow."""
+    log_every: int = 10
+    """Rounds between two reports."""
+    evaluate_every: int = 0
+    """Rounds between two evaluations along the way, for a curve only; 0: at the end alone."""
+    max_minutes: float | None = None
+    """End this invocation early, after so many minutes, with a checkpoint; null: no limit."""
+
+
+BOOKKEEPING = frozenset(
+    {"distributed", "tracking", "checkpoint", "pictures", "log_every", "evaluate_every", "max_minutes"}
+)
+"""Fields that do not determine the result: they alone may change when a run is resumed."""
+
+
+def paths(kind: type = Config, prefix: str = "") -> Iterator[str]:
+    """Every dotted path of a Config that takes a value."""
+    for name, hint in typing.get_type_hints(kind).items():
+        if dataclasses.is_dataclass(hint):
+            yield from paths(typing.cast(type, hint), f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def merge(base: Overlay, over: Overlay) -> dict[str, Any]:
+    """`base` with the values of `over` in their places; lists are replaced, dictionaries merged."""
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def build(overlay: Overlay) -> Config:
+    """The Config that `overlay` describes over the field defaults.
+
+    Raises UserError for an unknown path, a value of the wrong type, one out of range, or another schema.
+    """
+    schema = overlay.get("schema", SCHEMA)
+    if schema != SCHEMA:
+        raise UserError(
+            f"this configuration has schema {schema!r}, this version reads schema {SCHEMA}: "
+            "use the version of ddad that wrote it, or start again from its recipe"
+        )
+    config = typing.cast(Config, _build(Config, overlay, ""))
+    _check(config)
+    return config
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The whole configuration as nested plain data; `build` gives back an equal Config."""
+    return dataclasses.asdict(config)
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """The whole configuration as {dotted path: value}."""
+
+    def walk(node: Overlay, prefix: str) -> Iterator[tuple[str, Any]]:
+        for key, value in node.items():
+            if isinstance(value, dict) and value:
+                yield from walk(value, f"{prefix}{key}.")
+            else:
+                yield prefix + key, value
+
+    return dict(walk(to_dict(config), ""))
+
+
+def identity(config: Config) -> str:
+    """Eight hexadecimal digits over every field that determines the result."""
+    kept = {key: value for key, value in to_dict(config).items() if key not in BOOKKEEPING}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def differences(a: Config, b: Config) -> list[str]:
+    """The dotted paths, of those that determine the result, at which two configurations differ."""
+    left, right = flat(a), flat(b)
+    return [
+        path
+        for path in sorted(left.keys() | right.keys())
+        if left.get(path) != right.get(path) and path.split(".")[0] not in BOOKKEEPING
+    ]
+
+
+def image_shape(config: Config) -> tuple[int, int, int]:
+    """(C, H, W) of an input image."""
+    size = config.input.size
+    height, width = (size, size) if isinstance(size, int) else size
+    return (1 if config.teacher.channels == "gray" else 3, height, width)
+
+
+def weight_at(weight: Weight, round_index: int) -> float:
+    """The value of a weight or of its schedule in a round."""
+    if not isinstance(weight, list):
+        return weight
+    return [value for start, value in weight if start <= round_index][-1]
+
+
+def ever(weight: Weight) -> bool:
+    """Whether a weight counts in any round."""
+    return any(value for _, value in weight) if isinstance(weight, list) else bool(weight)
+
+
+def _build(kind: type, overlay: object, prefix: str) -> object:
+    if not isinstance(overlay, Mapping):
+        raise UserError(f"{prefix.rstrip('.')}={overlay!r}: expected a group of fields {_names(kind)}")
+    hints = typing.get_type_hints(kind)
+    for key in overlay:
+        if key not in hints:
+            raise UserError(f"unknown path '{prefix}{key}'{nearest(f'{prefix}{key}', paths())}")
+    values = {}
+    for key, value in overlay.items():
+        hint, path = hints[key], prefix + key
+        values[key] = _build(hint, value, path + ".") if dataclasses.is_dataclass(hint) else _value(hint, value, path)
+    return kind(**values)
+
+
+def _value(hint: Any, value: object, path: str) -> object:
+    try:
+        return _convert(hint, value)
+    except TypeError:
+        raise UserError(f"{path}={value!r}: expected {_describe(hint)}") from None
+
+
+def _convert(hint: Any, value: Any) -> Any:
+    """`value` as the type `hint` names; TypeError where it is not one."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        for option in inner:
+            try:
+                return _convert(option, value)
+            except TypeError:
+                continue
+    elif origin is Literal:
+        if value in inner and type(value) is str:
+            return value
+    elif origin is list:
+        if isinstance(value, list | tuple):
+            return [_convert(inner[0], item) for item in value]
+    elif origin is dict:
+        if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+            return dict(value)
+    elif hint is float:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+    elif hint is type(None):
+        if value is None:
+            return None
+    elif type(value) is hint:
+        return value
+    raise TypeError
+
+
+def _describe(hint: Any) -> str:
+    """A type hint in words."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_describe(option) for option in inner)
+    if origin is Literal:
+        return "one of " + ", ".join(str(option) for option in inner)
+    if origin is list:
+        return f"a list of {_describe(inner[0])}"
+    if origin is dict:
+        return "a group of keyword arguments"
+    return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(hint, "null")
+
+
+def _names(kind: type) -> str:
+    return ", ".join(typing.get_type_hints(kind))
+
+
+def _check(config: Config) -> None:
+    """Ranges, each with the value that was given."""
+
+    def need(holds: bool, path: str, value: object, expected: str) -> None:
+        if not holds:
+            raise UserError(f"{path}={value!r}: expected {expected}")
+
+    values = flat(config)
+    for path in ("rounds", "batch_size", "student_steps", "log_every", "checkpoint.every", "checkpoint.keep",
+                 "generator.latent_size", "teach.epochs", "teach.batch_size"):  # fmt: skip
+        need(values[path] >= 1, path, values[path], "at least 1")
+    for path in ("seed", "teach.seed", "evaluate_every", "data.workers", "generator.width", "student.clip",
+                 "generator.clip", "student.weight_decay", "generator.weight_decay"):  # fmt: skip
+        need(values[path] >= 0, path, values[path], "at least 0")
+    for path in ("student.lr", "generator.lr", "teach.lr", "temperature"):
+        need(0 < values[path] < math.inf, path, values[path], "a number above 0")
+    need(config.classes >= 2, "classes", config.classes, "the number of classes, at least 2")
+    need(config.max_minutes is None or config.max_minutes > 0, "max_minutes", config.max_minutes, "above 0, or null")
+    for name, weight in dataclasses.asdict(config.weights).items():
+        _check_weight(f"weights.{name}", weight)
+    sizes = config.input.size if isinstance(config.input.size, list) else [config.input.size] * 2
+    need(len(sizes) == 2 and min(sizes) >= 1, "input.size", config.input.size, "a side or [height, width] in pixels")
+    channels = image_shape(config)[0]
+    for name, values_ in (("mean", config.teacher.mean), ("std", config.teacher.std)):
+        fits = values_ is None or len(values_) == channels
+        need(fits, f"teacher.{name}", values_, f"{channels} numbers for {config.teacher.channels} images")
+    need(min(config.teacher.std or [1.0]) > 0, "teacher.std", config.teacher.std, "numbers above 0")
+    for player, part in (("student", config.student), ("generator", config.generator)):
+        inside = len(part.betas) == 2 and all(0 <= beta < 1 for beta in part.betas)
+        need(inside, f"{player}.betas", part.betas, "two numbers in [0, 1)")
+        need(0 <= part.momentum < 1, f"{player}.momentum", part.momentum, "a number in [0, 1)")
+        rising = part.milestones == sorted(part.milestones) and all(0 < m < 1 for m in part.milestones)
+        need(rising, f"{player}.milestones", part.milestones, "rising fractions of the run, each in (0, 1)")
+
+
+def _check_weight(path: str, weight: Weight) -> None:
+    if not isinstance(weight, list):
+        if not 0 <= weight < math.inf:
+            raise UserError(f"{path}={weight!r}: expected a number of at least 0, or a list of [round, value]")
+        return
+    pairs = all(len(pair) == 2 and 0 <= pair[1] < math.inf for pair in weight)
+    starts = [pair[0] for pair in weight if pair]
+    if not weight or not pairs or starts[0] != 0 or starts != sorted(set(starts)):
+        raise UserError(f"{path}={weight!r}: expected a list of [round, value], rounds rising from 0, values at least 0")

@@ -1,0 +1,248 @@
+"""The composition root: build, rounds, evaluate, checkpoint, result.
+
+    for report in rounds(resolve("digits")):  # the command line, a sweep's trial and the tests do just this
+        print(report.round, report.values)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness import checkpoint, folder, images, methods, networks, teaching
+from harness import task as tasks
+from harness.config import Config, Tracking
+from harness.distributed.runtime import Runtime
+from harness.errors import Diverged
+from harness.evaluate import Scores, measure
+from harness.export import write_student
+from harness.losses import Terms
+from harness.machine import Machine, build_teacher
+from harness.record import Record, class_names, latest
+from harness.resolve import UNTRAINED
+from harness.tracking import Status
+
+RESULT_SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Report:
+    """Where a run stands. The last one of a run carries `result`, or says why it `stopped`."""
+
+    round: int
+    """Rounds done."""
+    rounds: int
+    """Rounds of the whole run."""
+    seconds: float
+    """Seconds of all its rounds so far, summed over resumes."""
+    rounds_per_second: float
+    """Speed since this process took the run up; 0 before its first round."""
+    values: dict[str, float] = field(default_factory=dict)
+    """Losses of the last round, means over its turns, by "player/term"; evaluations where one was due."""
+    folder: Path = Path()
+    stopped: str | None = None
+    result: dict[str, Any] | None = None
+
+
+def distill(config: Config, output: Path | None = None) -> dict[str, Any]:
+    """Runs to the end and returns the content of result.json.
+
+    Raises UserError for a mistake in the configuration, Diverged when a loss is not finite, and RuntimeError when
+    `max_minutes` ends the run early (it can be taken up again by the same call).
+    """
+    for report in rounds(config, output):
+        if report.result is not None:
+            return report.result
+    raise RuntimeError(f"stopped after round {report.round} of {report.rounds}: {report.stopped}")
+
+
+def rounds(
+    config: Config,
+    output: Path | None = None,
+    stop: Callable[[], str | None] = lambda: None,
+    warn: Callable[[str], None] = lambda line: None,
+) -> Iterator[Report]:
+    """The run, a Report every `log_every` rounds; resumes from `output` if it was begun there.
+
+    `stop` is asked after every round: a reason ends the run with a checkpoint. `warn` takes sentences for people.
+    Closing the iterator early leaves the last checkpoint, from which the next call goes on.
+    """
+    path = output or folder.default(config)
+    if finished := folder.finished(path, config):
+        yield _last(config, path, finished)
+        return
+    if config.teach.automatic and not Path(str(config.teacher.checkpoint)).exists():
+        warn(f"no teacher at {config.teacher.checkpoint} yet: teaching one on {config.data.name} first")
+        for lesson in teach(dataclasses.replace(config, tracking=Tracking(uri="none")), stop=stop, warn=warn):
+            if lesson.stopped:
+                yield lesson
+                return
+    turns = methods.find(config.method, config.variant)[0].turns(config)
+    learned_from_labels = all(turn.kind == "supervised" for turn in turns)
+    teacher = None if learned_from_labels else build_teacher(config)
+    names = class_names(config)
+    machine = Machine(config, Runtime(config), turns, teacher)
+    with folder.claim(path):
+        folder.open_run(path, config)
+        state = checkpoint.restore(path / "checkpoints", machine.players) or {"round": 0, "seconds": 0.0}
+        record = Record(path, config, state["round"], names, warn)
+        status: Status = "FAILED"
+        result = None
+        try:
+            report = yield from _train(machine, record, state, stop)
+            if report.stopped:
+                status = "KILLED"
+            else:
+                result, status = _finish(machine, record, report), "FINISHED"
+        except GeneratorExit:
+            status = "KILLED"
+            raise
+        finally:
+            record.close(status)
+        if result:
+            folder.write_result(path, result)
+        yield dataclasses.replace(report, result=result)
+
+
+def teach(
+    config: Config,
+    output: Path | None = None,
+    stop: Callable[[], str | None] = lambda: None,
+    warn: Callable[[str], None] = lambda line: None,
+) -> Iterator[Report]:
+    """Trains the teacher that a configuration names into `teacher.checkpoint`; no report where the file is there."""
+    with teaching.alone(config) as target:
+        if target.exists():
+            return
+        lesson = teaching.lesson(config)
+        for report in rounds(lesson, output, stop, warn):
+            if report.result:
+                teaching.hand_over(report.folder, target)
+            yield report
+
+
+def _train(
+    machine: Machine, record: Record, state: dict[str, Any], stop: Callable[[], str | None]
+) -> Generator[Report, None, Report]:
+    """All rounds that are left, each with what is due after it; returns where the run stands."""
+    config, start, began = machine.config, state["round"], time.monotonic()
+    report = Report(start, config.rounds, state["seconds"], 0.0, folder=record.path)
+    if start == 0:
+        record.samples(machine, 0)
+    for index in range(start, config.rounds):
+        try:
+            terms = [(turn.kind, machine.play(index, place)) for place, turn in enumerate(machine.turns)]
+            done, last = index + 1, index + 1 == config.rounds
+            elapsed = time.monotonic() - began
+            late = config.max_minutes is not None and elapsed > 60 * config.max_minutes
+            stopped = stop() or (f"max_minutes={config.max_minutes:g} is over" if late and not last else None)
+            values = _due(machine, done, terms)
+            report = Report(done, config.rounds, state["seconds"] + elapsed, (done - start) / elapsed, values, record.path)
+            if values:
+                record.row(done, report.seconds, {**values, "rounds_per_second": report.rounds_per_second})
+            if done % config.checkpoint.every == 0 or last or stopped:
+                machine.health.verify()
+                position = {"round": done, "seconds": report.seconds}
+                checkpoint.store(record.path / "checkpoints", machine.players, position, config.checkpoint.keep)
+        except Diverged as error:
+            raise Diverged(
+                f"diverged in round {index + 1}: {error}; the last good checkpoint is kept in {record.path}: "
+                "lower a learning rate or a weight (a new run), or set student.clip, generator.clip"
+            ) from None
+        if done in {math.ceil(config.rounds * share / 4) for share in (1, 2, 3, 4)}:
+            record.samples(machine, done)
+        if stopped and not last:
+            return dataclasses.replace(report, stopped=stopped)
+        if values:
+            yield report
+    return report
+
+
+def _due(machine: Machine, done: int, terms: list[tuple[str, Terms]]) -> dict[str, float]:
+    """What is reported after a round: its losses every `log_every`, evaluations every `evaluate_every`."""
+    config, values = machine.config, {}
+    if done % config.log_every == 0 or done == config.rounds:
+        machine.health.verify()
+        values = latest(terms)
+    if config.evaluate_every and done % config.evaluate_every == 0 and done < config.rounds:
+        values |= _evaluation(config, _measure(machine))
+    return values
+
+
+def _measure(machine: Machine) -> Scores:
+    teacher = machine.teacher.module if machine.teacher else None
+    generate = (lambda count, index: machine.generate(count, "evaluation", index)) if machine.generator else None
+    return measure(machine.config, teacher, machine.student.module, machine.runtime.device, generate)
+
+
+def _evaluation(config: Config, scores: Scores) -> dict[str, float]:
+    """The figures of an evaluation that make a curve."""
+    metric = tasks.load(config.task).primary_metric
+    found = {"agreement": scores.agreement, f"student_{metric}": scores.student.get(metric)}
+    return {f"evaluation/{name}": value for name, value in found.items() if value is not None}
+
+
+def _finish(machine: Machine, record: Record, report: Report) -> dict[str, Any]:
+    """Scores the final state, writes the student and the pictures; returns the content of result.json."""
+    config = machine.config
+    scores = _measure(machine)
+    record.row(report.round, report.seconds, _evaluation(config, scores))
+    spec = config.student
+    write_student(
+        record.path,
+        machine.student.module,
+        {
+            "task": config.task,
+            "network": spec.network,
+            "arguments": spec.arguments,
+            "classes": config.classes,
+            "class_names": record.names,
+            "preprocessing": dataclasses.asdict(images.preprocessing(config)),
+        },
+    )
+    record.curves()
+    record.model(machine)
+    return _describe(machine, scores, report)
+
+
+def _describe(machine: Machine, scores: Scores, report: Report) -> dict[str, Any]:
+    config, metric = machine.config, tasks.load(machine.config.task).primary_metric
+    teacher: dict[str, Any] | None = None
+    if machine.teacher:
+        checkpoint_file = config.teacher.checkpoint
+        untrained = checkpoint_file == UNTRAINED
+        teacher = {
+            "network": config.teacher.network,
+            "parameters": networks.num_parameters(machine.teacher.module),
+            "sha256": None if untrained else networks.sha256(Path(str(checkpoint_file))),
+            metric: scores.teacher.get(metric),
+        } | ({"untrained": True} if untrained else {})
+    return {
+        "schema": RESULT_SCHEMA,
+        **{key: getattr(config, key) for key in ("task", "recipe", "method", "variant", "seed", "rounds")},
+        "student_updates": machine.student.updates,
+        "teacher": teacher,
+        "student": {
+            "network": config.student.network,
+            "parameters": networks.num_parameters(machine.student.module),
+            metric: scores.student.get(metric),
+        },
+        "agreement": scores.agreement,
+        "agreement_on": scores.agreement_on,
+        "wall_seconds": round(report.seconds, 3),
+        "rounds_per_second": round(config.rounds / report.seconds, 3) if report.seconds else None,
+        "world_size": machine.runtime.world_size,
+        "device": machine.runtime.device.type,
+        "data_free": methods.METHODS[config.method].data_free,
+    }
+
+
+def _last(config: Config, path: Path, result: dict[str, Any]) -> Report:
+    """The report of a run that was finished before."""
+    done, speed = config.rounds, result["rounds_per_second"] or 0.0
+    return Report(done, done, result["wall_seconds"], speed, folder=path, result=result)

@@ -1,0 +1,90 @@
+"""`ddad doctor`: what works on this machine, in words; everything is tried, not looked up."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import io
+import platform
+import socket
+from collections.abc import Callable
+from datetime import timedelta
+
+import torch
+
+from harness import tracking
+
+PACKAGES = ("torch", "torchvision", "accelerate", "deepspeed", "timm", "segmentation-models-pytorch", "mlflow", "ray")
+
+
+def examine() -> dict[str, str]:
+    """{what: how it is}, a sentence each."""
+    checks: dict[str, Callable[[], str]] = {
+        "python": platform.python_version,
+        "packages": _packages,
+        "devices": _devices,
+        "gloo": lambda: _process_group("gloo"),
+        "nccl": _nccl,
+        "deepspeed": _deepspeed,
+        "mlflow": lambda: tracking.check("sqlite:///mlflow.db"),
+    }
+    return {name: _guarded(check) for name, check in checks.items()}
+
+
+def _guarded(check: Callable[[], str]) -> str:
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # imports that print would spoil --json
+            return check()
+    except Exception as error:  # whatever is broken here is what a doctor is asked for
+        return f"does not work: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+
+
+def _packages() -> str:
+    found = []
+    for name in PACKAGES:
+        try:
+            found.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            found.append(f"{name} is not installed")
+    return ", ".join(found)
+
+
+def _devices() -> str:
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    cpu = f"CPU with {torch.get_num_threads()} threads"
+    return f"{cpu}, " + (", ".join(gpus) if gpus else "no GPU")
+
+
+def _process_group(backend: str) -> str:
+    """One process sums a number with itself."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    address = f"tcp://127.0.0.1:{port}"
+    torch.distributed.init_process_group(
+        backend, init_method=address, rank=0, world_size=1, timeout=timedelta(seconds=30)
+    )
+    try:
+        value = torch.ones(1, device="cuda" if backend == "nccl" else "cpu")
+        torch.distributed.all_reduce(value)
+        return "works" if value.item() == 1 else f"gives a wrong sum, {value.item()}"
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def _nccl() -> str:
+    if not torch.cuda.is_available():
+        return "not tried: it needs a GPU"
+    return _process_group("nccl")
+
+
+def _deepspeed() -> str:
+    import importlib.util
+
+    if importlib.util.find_spec("deepspeed") is None:
+        return "not installed"
+    if importlib.util.find_spec("transformers") is None:
+        return "installed, but Accelerate needs the package transformers beside it"
+    return f"installed, {importlib.metadata.version('deepspeed')}; its kernels are compiled at first use"
+
+

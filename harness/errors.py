@@ -1,0 +1,27 @@
+"""What can end a run, and the exit code each gives the `ddad` command."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake a person can mend: what was given, what was expected, what to do, in one line."""
+
+    exit_code = 2
+
+
+class Diverged(RuntimeError):
+    """A loss or a weight is no longer finite; the last good checkpoint is kept."""
+
+    exit_code = 3
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A hint that names the closest known words: `; did you mean 'a' or 'b'?`, else the whole list."""
+    words = sorted(known)
+    close = difflib.get_close_matches(word, words, n=3, cutoff=0.5)
+    if close:
+        return "; did you mean " + " or ".join(repr(c) for c in close) + "?"
+    return "; known: " + ", ".join(words)

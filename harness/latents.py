@@ -1,0 +1,28 @@
+"""Random draws as pure functions of where they are used: nothing random needs saving, every rank agrees."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+
+def mix(*keys: int | str) -> int:
+    """A 63-bit seed that depends on every key: mix(seed, "latents", round, turn)."""
+    digest = hashlib.blake2b(repr(keys).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def latents(rows: range, size: int, *keys: int | str, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Rows of the global batch z ~ N(0, I): z [len(rows), size], on the CPU.
+
+    Row i is the same whichever rows are asked for, so that N ranks slice what one process would draw.
+    """
+    source = torch.Generator().manual_seed(mix(*keys))
+    return torch.randn(rows.stop, size, generator=source, dtype=dtype)[rows.start :]
+
+
+def shard(total: int, rank: int, world_size: int) -> range:
+    """The rows of a global batch of `total` that belong to a rank; shards differ by one row at most."""
+    return range(rank * total // world_size, (rank + 1) * total // world_size)

@@ -1,0 +1,197 @@
+"""Discrepancies and generator terms (docs/method.md), and how their values become global over processes.
+
+A term is a coroutine: it yields its local sums, is sent the same sums over all processes, and returns its value.
+So every term, a plain mean or not, is a function of the global batch, and `settle` needs one reduction for all of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from harness.moments import LayerMoments, kl_distance, norm_distance
+
+Term = Generator[Tensor, Tensor, Tensor]
+"""Yields local sums [N], is sent global sums [N], returns a scalar."""
+
+Weighted = tuple[float, Term]
+"""A term and its weight in the loss; of weight 0 it is only watched."""
+
+Reduce = Callable[[Tensor], Tensor]
+"""Sums a vector over all processes, differentiably; the identity in a single one."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a network says of images x [B, C, H, W]."""
+
+    logits: Tensor
+    """[B, K], or [B, K, H, W] for dense prediction."""
+    features: Tensor | None = None
+    """Input of the last layer, [B, F] or [B, F, h, w], where it was asked for."""
+    moments: Sequence[LayerMoments] = field(default_factory=tuple)
+    """Batch statistics at the batch-norm layers, where they were asked for."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The settled losses of a turn, the same on every process."""
+
+    total: Tensor
+    """The weighted sum the player descends; a scalar with a graph."""
+    values: dict[str, Tensor]
+    """Every term by name, unweighted and detached."""
+
+
+def settle(terms: Mapping[str, Weighted], reduce: Reduce) -> Terms:
+    """Runs all terms through one fused reduction and adds up those that have a weight."""
+    local = [next(term) for _, term in terms.values()]
+    parts = reduce(torch.cat(local)).split([sums.numel() for sums in local])
+    values = [_finish(term, part) for (_, term), part in zip(terms.values(), parts, strict=True)]
+    weighted = [weight * value for (weight, _), value in zip(terms.values(), values, strict=True) if weight]
+    return Terms(torch.stack(weighted).sum(), {n: v.detach() for n, v in zip(terms, values, strict=True)})
+
+
+def mean(values: Tensor) -> Term:
+    """Mean over all elements of all processes."""
+    total, count = yield torch.stack([values.sum(), values.new_tensor(values.numel())])
+    return total / count
+
+
+# Discrepancies D(t, s): logits [B, K, ...] of teacher and student, temperature -> values whose mean is D.
+
+
+def l1(t: Tensor, s: Tensor, temperature: float) -> Tensor:
+    """|t - s|, [B, K, ...]."""
+    return (t - s).abs()
+
+
+def mse(t: Tensor, s: Tensor, temperature: float) -> Tensor:
+    """(t - s)^2, [B, K, ...]."""
+    return (t - s).square()
+
+
+def kl(t: Tensor, s: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(softmax(t / T) || softmax(s / T)), [B, ...]; T^2 keeps the gradient's scale (arXiv 1503.02531)."""
+    log_p, log_q = (t / temperature).log_softmax(1), (s / temperature).log_softmax(1)
+    return temperature**2 * F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)
+
+
+def js(t: Tensor, s: Tensor, temperature: float) -> Tensor:
+    """KL(p || m) / 2 + KL(q || m) / 2 with m = (p + q) / 2, natural logarithm, [B, ...]; at most ln 2."""
+    log_p, log_q = (t / temperature).log_softmax(1), (s / temperature).log_softmax(1)
+    log_m = torch.logaddexp(log_p, log_q) - math.log(2)
+    return ((log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m)) / 2).sum(1)
+
+
+DISCREPANCIES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {"l1": l1, "mse": mse, "kl": kl, "js": js}
+
+
+def cross_entropy(s: Tensor, labels: Tensor, ignore_index: int | None) -> Term:
+    """CE(s, y), mean over the labels [B] or [B, H, W] that are not `ignore_index`; what `ddad teach` descends."""
+    scored = labels != ignore_index if ignore_index is not None else torch.ones_like(labels, dtype=torch.bool)
+    values = F.cross_entropy(s, labels.masked_fill(~scored, 0), reduction="none") * scored
+    total, count = yield torch.stack([values.sum(), scored.sum().to(values.dtype)])
+    return total / count
+
+
+def discrepancy(t: Tensor, s: Tensor, name: str, temperature: float) -> Term:
+    """D(t, s) over the global batch."""
+    return mean(DISCREPANCIES[name](t, s, temperature))
+
+
+# Terms of the generator's turn.
+
+
+def adversarial(t: Tensor, s: Tensor, name: str, temperature: float, transform: str) -> Term:
+    """A(D(t, s)); A is the identity, or log(1 + .) as in DFAD's segmentation."""
+    value = yield from discrepancy(t, s, name, temperature)
+    return torch.log1p(value) if transform == "log1p" else value
+
+
+def batch_norm(moments: Sequence[LayerMoments], form: str) -> Term:
+    """R_bn: the sum over layers of `harness.moments`' `norm` or `kl` distance."""
+    sizes = [layer.sums.numel() for layer in moments]
+    sums = (yield torch.cat([layer.sums for layer in moments])).split(sizes)
+    distance = norm_distance if form == "norm" else kl_distance
+    return torch.stack([distance(part, layer) for part, layer in zip(sums, moments, strict=True)]).sum()
+
+
+def one_hot(t: Tensor) -> Term:
+    """CE(t, argmax t), mean over samples and pixels (DAFL, arXiv 1904.01186)."""
+    return mean(F.cross_entropy(t, t.argmax(1), reduction="none"))
+
+
+def class_balance(t: Tensor) -> Term:
+    """sum_c p_c ln p_c with p the mean of softmax(t) over the global batch: minus its entropy, in nats."""
+    total = yield torch.cat([_over_classes(t.softmax(1)), _num_positions(t)])
+    p = total[:-1] / total[-1]
+    return torch.special.xlogy(p, p).sum()
+
+
+def activation(features: Tensor | None) -> Term:
+    """-mean |f| over the penultimate features (DAFL)."""
+    assert features is not None, "the teacher was not asked for its features"
+    return _negative(mean(features.abs()))
+
+
+def total_variation(x: Tensor) -> Term:
+    """Mean over samples of the sum of L2 norms of the differences in 4 directions (DeepInversion's code)."""
+    differences = (
+        x[..., :, 1:] - x[..., :, :-1],
+        x[..., 1:, :] - x[..., :-1, :],
+        x[..., 1:, 1:] - x[..., :-1, :-1],
+        x[..., 1:, :-1] - x[..., :-1, 1:],
+    )
+    per_sample = torch.stack([torch.linalg.vector_norm(difference.flatten(1), dim=1) for difference in differences])
+    return mean(per_sample.sum(0))
+
+
+def image_norm(x: Tensor) -> Term:
+    """Mean over samples of ||x||_2."""
+    return mean(torch.linalg.vector_norm(x.flatten(1), dim=1))
+
+
+# Watched, never descended: a generator that collapses shows here.
+
+
+def entropy(t: Tensor) -> Term:
+    """Entropy of the mean teacher prediction as a share of ln K: 1 is balanced, 0 is a single class."""
+    value = yield from class_balance(t.detach())
+    return -value / torch.log(value.new_tensor(t.shape[1]))
+
+
+def top_class(t: Tensor) -> Term:
+    """Share of the global batch that the teacher puts in its most frequent class."""
+    chosen = F.one_hot(t.detach().argmax(1).flatten(), t.shape[1]).to(t.dtype).sum(0)
+    total = yield torch.cat([chosen, _num_positions(t)])
+    return total[:-1].max() / total[-1]
+
+
+def _finish(term: Term, sums: Tensor) -> Tensor:
+    try:
+        term.send(sums)
+    except StopIteration as stop:
+        value: Tensor = stop.value
+        return value
+    raise AssertionError("a term yields once")
+
+
+def _negative(term: Term) -> Term:
+    value = yield from term
+    return -value
+
+
+def _over_classes(p: Tensor) -> Tensor:
+    """[B, K, ...] -> sums over everything but the classes, [K]."""
+    return p.sum([axis for axis in range(p.dim()) if axis != 1])
+
+
+def _num_positions(t: Tensor) -> Tensor:
+    """Number of predictions (samples, or pixels) of this process, [1]."""
+    return t.new_full((1,), t.numel() / t.shape[1])

@@ -1,0 +1,104 @@
+"""Each method: its turns, its losses, its defaults. A new method is one entry of METHODS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+from harness import losses, task
+from harness.config import Config, Overlay, weight_at
+from harness.errors import UserError, nearest
+from harness.losses import Answer, Term, Weighted
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Who learns, from which images, by which terms."""
+
+    kind: Literal["student", "generator", "supervised"]
+    """One of the three turns of `harness.adversarial`."""
+    source: Literal["latents", "data"]
+    """Fresh latents through the generator, or real images."""
+    terms: Callable[..., dict[str, Weighted]]
+    """(config, round, answers ...) -> weighted terms by name."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A list of turns a round, and named settings."""
+
+    turns: Callable[[Config], list[Turn]]
+    variants: Mapping[str, Overlay] = field(default_factory=lambda: {"paper": {}})
+    """Values by variant, over the recipe's. Field defaults are DDAD's `paper`."""
+    data_free: bool = True
+
+
+def student_terms(config: Config, round_index: int, t: Answer, s: Answer) -> dict[str, Weighted]:
+    """D(t, s), which the student lowers."""
+    name = config.student_discrepancy or config.discrepancy
+    return {"discrepancy": (1.0, losses.discrepancy(t.logits, s.logits, name, config.temperature))}
+
+
+def generator_terms(config: Config, round_index: int, t: Answer, s: Answer, x: Tensor) -> dict[str, Weighted]:
+    """-w_adv A(D(t, s)) + w_bn R_bn(x) + optional terms; one of weight 0 in this round is not computed.
+
+    `entropy` and `top_class` are only watched: a generator that collapses shows there.
+    """
+    terms: dict[str, Callable[[], Term]] = {
+        "adversarial": lambda: losses.adversarial(
+            t.logits, s.logits, config.discrepancy, config.temperature, config.adversarial_transform
+        ),
+        "batch_norm": lambda: losses.batch_norm(t.moments, config.batch_norm_form),
+        "one_hot": lambda: losses.one_hot(t.logits),
+        "class_balance": lambda: losses.class_balance(t.logits),
+        "activation": lambda: losses.activation(t.features),
+        "tv": lambda: losses.total_variation(x),
+        "l2": lambda: losses.image_norm(x),
+    }
+    weights = {name: weight_at(getattr(config.weights, name), round_index) for name in terms}
+    weights["adversarial"] *= -1
+    weighted = {name: (weights[name], term()) for name, term in terms.items() if weights[name]}
+    return weighted | {"entropy": (0.0, losses.entropy(t.logits)), "top_class": (0.0, losses.top_class(t.logits))}
+
+
+def supervised_terms(config: Config, round_index: int, s: Answer, labels: Tensor) -> dict[str, Weighted]:
+    """CE(s, y) over labels that are scored."""
+    return {"cross_entropy": (1.0, losses.cross_entropy(s.logits, labels, task.load(config.task).ignore_index))}
+
+
+def _alternating(config: Config) -> list[Turn]:
+    """k student turns and one generator turn, fresh z each time."""
+    student = Turn("student", "latents", student_terms)
+    return [student] * config.student_steps + [Turn("generator", "latents", generator_terms)]
+
+
+def _on_real_data(config: Config) -> list[Turn]:
+    """k student turns on real images."""
+    return [Turn("student", "data", student_terms)] * config.student_steps
+
+
+def _supervised(config: Config) -> list[Turn]:
+    """One turn on real images and labels."""
+    return [Turn("supervised", "data", supervised_terms)]
+
+
+METHODS: dict[str, Method] = {
+    "ddad": Method(_alternating),
+    "dfad": Method(_alternating, {"paper": {"weights": {"batch_norm": 0.0}}}),
+    "kd": Method(_on_real_data, {"paper": {"discrepancy": "kl", "temperature": 4.0}}, data_free=False),
+    "supervised": Method(_supervised, data_free=False),
+}
+"""`supervised` is what `ddad teach` runs."""
+
+
+def find(name: str, variant: str) -> tuple[Method, Overlay]:
+    """A method and its variant's values; UserError naming the nearest where there is none."""
+    if name not in METHODS:
+        raise UserError(f"method={name!r}: no such method{nearest(name, METHODS)}")
+    variants = METHODS[name].variants
+    if variant not in variants:
+        raise UserError(f"variant={variant!r}: {name} has no such variant{nearest(variant, variants)}")
+    return METHODS[name], variants[variant]

@@ -1,0 +1,321 @@
+"""Builds networks, a task's own, those of three libraries or a user's, and loads their weights."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib.util
+import inspect
+import re
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.errors import UserError, nearest
+from harness.task import Task
+
+
+def build(task: Task, name: str, classes: int, channels: int, arguments: Mapping[str, Any] = {}) -> nn.Module:
+    """The network of that name with fresh weights, [B, channels, H, W] -> logits [B, classes, ...].
+
+    `name` is one of the task's, "timm:NAME", "torchvision:NAME", "smp:ARCH/ENCODER" or "path/to/file.py:function";
+    `arguments` are passed on as keyword arguments. Nothing is downloaded unless an argument asks for it. Inside
+    `with torch.device("meta")` this is quick whatever the size: enough to check a name and to count parameters.
+    Raises UserError where no network comes of it.
+    """
+    if clash := sorted({"classes", "channels"} & arguments.keys()):
+        raise UserError(f"network {name!r}: {clash[0]} is not one of its arguments, it follows from the configuration")
+    library, _, rest = name.partition(":")
+    try:
+        if library in _LIBRARIES:
+            module: object = _LIBRARIES[library](rest, classes, channels, arguments)
+        elif ":" in name or name.endswith(".py"):
+            module = _own(name, classes, channels, arguments)
+        else:
+            module = task.network(name, classes, channels, **arguments)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a library or a user's function raises: the line says which, and what
+        given = f" with {dict(arguments)}" if arguments else ""
+        raise UserError(
+            f"network {name!r} could not be built{given}: {type(error).__name__}: {_line(error)}"
+        ) from error
+    if not isinstance(module, nn.Module):
+        raise UserError(f"network {name!r}: expected a torch.nn.Module, got {type(module).__name__}")
+    return module
+
+
+def _timm(name: str, classes: int, channels: int, arguments: Mapping[str, Any]) -> nn.Module:
+    import timm
+
+    if not timm.is_model(name.partition(".")[0]):
+        raise _unknown(f"timm:{name}", timm.list_models())
+    module: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes, in_chans=channels, **arguments)
+    return module
+
+
+def _torchvision(name: str, classes: int, channels: int, arguments: Mapping[str, Any]) -> nn.Module:
+    from torchvision import models
+
+    known = [*models.list_models(module=models), *models.list_models(module=models.segmentation)]
+    if name not in known:
+        raise _unknown(f"torchvision:{name}", known)
+    if channels != 3:
+        raise UserError(
+            f"network 'torchvision:{name}' takes 3 channels, these images have {channels}: use timm:NAME or a file of "
+            "your own, or set teacher.channels=rgb"
+        )
+    weights = {"weights": None}
+    if "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters:
+        weights["weights_backbone"] = None  # by default the backbone's are downloaded
+    module: nn.Module = models.get_model(name, num_classes=classes, **weights, **arguments)
+    module.register_forward_hook(_only_logits)
+    return module
+
+
+def _only_logits(module: nn.Module, inputs: object, output: Any) -> Any:
+    """torchvision's segmentation networks answer {"out": logits, ...}, some classifiers a tuple while training."""
+    return output["out"] if isinstance(output, dict) else getattr(output, "logits", output)
+
+
+def _smp(name: str, classes: int, channels: int, arguments: Mapping[str, Any]) -> nn.Module:
+    import segmentation_models_pytorch as smp
+
+    architecture, slash, encoder = name.partition("/")
+    if not slash:
+        raise UserError(f"network 'smp:{name}': expected smp:ARCH/ENCODER, such as smp:DeepLabV3Plus/resnet50")
+    architectures = {kind.__name__: kind for kind in smp.MODEL_ARCHITECTURES_MAPPING.values()}
+    if architecture not in architectures:
+        raise _unknown(f"smp:{architecture}/...", architectures)
+    if encoder not in smp.encoders.get_encoder_names() and not encoder.startswith("tu-"):  # tu-: any of timm's
+        raise _unknown(f"smp:.../{encoder}", smp.encoders.get_encoder_names())
+    build_one = architectures[architecture]
+    if not encoder.startswith("tu-"):  # other encoders would drop an argument that nobody knows, without a word
+        for key in arguments.keys() - inspect.signature(build_one).parameters.keys():
+            raise UserError(f"network 'smp:{name}' takes no argument {key!r}")
+    options = {"encoder_weights": None, **arguments}
+    module: nn.Module = build_one(encoder, in_channels=channels, classes=classes, **options)
+    return module
+
+
+_LIBRARIES: dict[str, Callable[[str, int, int, Mapping[str, Any]], nn.Module]] = {
+    "timm": _timm,
+    "torchvision": _torchvision,
+    "smp": _smp,
+}
+
+
+def _unknown(name: str, known: Collection[str]) -> UserError:
+    """Names the three nearest, however far: these lists are too long to be shown whole."""
+    word = re.split("[:/]", name.removesuffix("/..."))[-1]
+    close = difflib.get_close_matches(word, known, n=3, cutoff=0.0)
+    return UserError(f"unknown network {name!r}; the nearest names are {', '.join(close)}")
+
+
+def source_file(name: str) -> Path | None:
+    """The user's own file that "path/to/file.py:function" names; None for any other network."""
+    path, colon, _ = name.rpartition(":")
+    return Path(path).expanduser() if colon and path.endswith(".py") else None
+
+
+def _own(name: str, classes: int, channels: int, arguments: Mapping[str, Any]) -> object:
+    """Calls a function of a user's file, with classes and channels if it takes them."""
+    path, wanted = source_file(name), name.rpartition(":")[2]
+    if path is None or not wanted:
+        raise UserError(
+            f"network {name!r}: expected a name of the task's own, timm:NAME, torchvision:NAME, smp:ARCH/ENCODER "
+            "or path/to/file.py:function"
+        )
+    namespace = _import(path, name)
+    function = getattr(namespace, wanted, None)
+    if not callable(function):
+        own = [key for key, value in vars(namespace).items() if getattr(value, "__module__", "") == namespace.__name__]
+        hint = nearest(wanted, own) if own else "; it defines none"
+        raise UserError(f"network {name!r}: {path} has no function {wanted!r}{hint}")
+    signature = inspect.signature(function)
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
+    implied = {"classes": classes, "channels": channels}
+    keywords = {key: value for key, value in implied.items() if takes_any or key in signature.parameters}
+    keywords |= arguments
+    try:
+        signature.bind(**keywords)
+    except TypeError as error:
+        raise UserError(f"network {name!r}: {error}; it is {wanted}{signature}, called with {keywords}") from None
+    return function(**keywords)
+
+
+def _import(path: Path, name: str) -> ModuleType:
+    """Runs a user's file as a module of its own."""
+    module_name = f"ddad_network_{path.stem}_{sha256(path)[:8]}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # dataclasses in the file look themselves up there
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[module_name]
+        raise UserError(
+            f"network {name!r}: {path} could not be imported: {type(error).__name__}: {_line(error)}"
+        ) from error
+    return module
+
+
+def _line(error: BaseException) -> str:
+    """An error's message in one line of bearable length."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
+def head(module: nn.Module) -> nn.Module:
+    """The last linear layer, or where there is none the last convolution: its input is the penultimate features."""
+    return module.get_submodule(_head_name(module))
+
+
+def _head_name(module: nn.Module) -> str:
+    for kinds in (nn.Linear, (nn.Conv2d, nn.ConvTranspose2d)):
+        names: list[str] = [name for name, layer in module.named_modules() if isinstance(layer, kinds)]
+        if names:
+            return names[-1]
+    raise UserError(f"{type(module).__name__} has neither a linear layer nor a convolution, so no penultimate features")
+
+
+@contextmanager
+def observe_features(module: nn.Module) -> Iterator[list[Tensor]]:
+    """Collects the penultimate features of every forward pass inside the context: [B, F] or [B, F, h, w]."""
+    found: list[Tensor] = []
+
+    def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        found.append(inputs[0])
+
+    handle = head(module).register_forward_pre_hook(hook)
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+def num_parameters(module: nn.Module) -> int:
+    """Number of parameters, trained or not; buffers do not count."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, hexadecimal; UserError where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            digest: str = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    return digest
+
+
+def file_record(path: Path) -> dict[str, Any]:
+    """{path (absolute), size (bytes), sha256}: what tells later whether a file is still the same."""
+    digest = sha256(path)
+    return {"path": str(path.absolute()), "size": path.stat().st_size, "sha256": digest}
+
+
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+"""Keys under which training scripts put the weights, beside the optimiser's state and the like."""
+
+STEPS_SEEN = "num_batches_tracked"
+"""Batch norm's counter: no forward pass in eval mode needs it, and checkpoints of PyTorch 0.4 and before have none."""
+
+
+def load_weights(module: nn.Module, path: Path, name: str) -> None:
+    """Loads a checkpoint's weights, of any floating-point type, into `module`; `name` stands for it in messages.
+
+    Takes .pt, .pth, .th (never executing what they hold) and .safetensors; unwraps `WRAPPERS`, and takes off prefixes
+    that all keys share (`module.`, `_orig_mod.`, `model.` and the like) where the rest then fits.
+    Raises UserError where the file cannot be read or does not fit; `module` is then unchanged.
+    """
+    expected: dict[str, Tensor] = module.state_dict()
+    found = _without_prefix(_tensors(_read(path), path), expected)
+    missing = [key for key in expected if key not in found and not key.endswith(STEPS_SEEN)]
+    unexpected = [key for key in found if key not in expected]
+    if missing or unexpected:
+        lacks = f"it lacks {_first(missing)}" if missing else ""
+        more = f"it has {_first(unexpected)} that the network does not know" if unexpected else ""
+        raise UserError(f"{path} does not fit {name}: {'; '.join(part for part in (lacks, more) if part)}")
+    wrong = [key for key in found if found[key].shape != expected[key].shape]
+    if wrong:
+        raise UserError(_shape_message(module, path, name, wrong, found, expected))
+    module.load_state_dict(found, strict=False)  # all but batch norm's counters was checked above
+
+
+def _read(path: Path) -> object:
+    """The content of a checkpoint file, on the CPU."""
+    if not path.exists():
+        raise UserError(f"{path}: there is no such file")
+    if path.suffix not in (".pt", ".pth", ".th", ".safetensors") or not path.is_file():
+        raise UserError(f"{path}: expected a checkpoint file .pt, .pth, .th or .safetensors")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or _line(error)}") from None
+    except Exception as error:  # torch's readers answer damage with errors of every kind
+        if refused := re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", str(error)):
+            raise UserError(
+                f"{path} is refused: it is a pickle that would run {refused[1]} when read, not weights alone; whoever "
+                "trusts it can save its weights anew with torch.save(network.state_dict(), FILE)"
+            ) from None
+        raise UserError(f"{path} is damaged, or not a checkpoint: {type(error).__name__}: {_line(error)}") from None
+
+
+def _tensors(content: object, path: Path) -> dict[str, Tensor]:
+    """The weights by name, out of whatever they are wrapped in."""
+    while isinstance(content, Mapping):
+        inner = [content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)]
+        if not inner:
+            break
+        content = inner[0]
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path} holds a {type(content).__name__}, expected weights by name (a state_dict)")
+    tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    if not tensors:
+        keys = _first([str(key) for key in content])
+        raise UserError(f"{path} holds no weights: it has {keys}; expected a state_dict, alone or under {WRAPPERS}")
+    return tensors
+
+
+def _without_prefix(tensors: dict[str, Tensor], expected: Collection[str]) -> dict[str, Tensor]:
+    """`tensors` without the shared prefixes whose removal makes the most names fit."""
+    candidates = [tensors]
+    while True:
+        names = list(candidates[-1])
+        prefix = names[0].partition(".")[0] + "."
+        if not all(name.startswith(prefix) and len(name) > len(prefix) for name in names):
+            return max(candidates, key=lambda candidate: sum(name in expected for name in candidate))
+        candidates.append({name.removeprefix(prefix): tensor for name, tensor in candidates[-1].items()})
+
+
+def _first(keys: list[str]) -> str:
+    """`3 keys ('a', 'b', ...)`."""
+    shown = ", ".join(repr(key) for key in keys[:2]) + (", ..." if len(keys) > 2 else "")
+    return f"{len(keys)} key{'s' if len(keys) > 1 else ''} ({shown})"
+
+
+def _shape_message(
+    module: nn.Module, path: Path, name: str, wrong: list[str], found: dict[str, Tensor], expected: dict[str, Tensor]
+) -> str:
+    """One line about weights of another shape; another number of classes is named as such."""
+    last, key = _head_name(module), wrong[0]
+    theirs, ours = list(found[key].shape), list(expected[key].shape)
+    axis = 1 if isinstance(head(module), nn.ConvTranspose2d) and key.endswith("weight") else 0
+    only_head = all(other.rpartition(".")[0] == last for other in wrong)
+    if only_head and theirs[:axis] + theirs[axis + 1 :] == ours[:axis] + ours[axis + 1 :]:
+        problem = f"the checkpoint has {theirs[axis]} classes, classes={ours[axis]}"
+        return f"{path} does not fit {name}: {problem}: set classes={theirs[axis]} or give another checkpoint"
+    others = f" (and {len(wrong) - 1} more differ)" if len(wrong) > 1 else ""
+    return f"{path} does not fit {name}: {key} is {theirs} in the file, {ours} in the network{others}"

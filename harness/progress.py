@@ -1,0 +1,86 @@
+"""How a run looks while it goes and when it ends: a live bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from harness.config import Config
+from harness.distill import Report
+
+
+def follow(reports: Iterable[Report], config: Config) -> Report | None:
+    """Shows every report and returns the last; None where there was none."""
+    return _bar(reports, config) if sys.stdout.isatty() else _lines(reports)
+
+
+def losses(values: dict[str, float]) -> str:
+    """`student 1.23  generator -0.45  agreement 97.1 %`."""
+    shown = [f"{name.split('/')[0]} {value:.4g}" for name, value in values.items() if name.endswith("/total")]
+    shown += [f"{name.split('/')[1]} {value:.1%}" for name, value in values.items() if name.startswith("evaluation/")]
+    return "  ".join(shown)
+
+
+def conclusion(report: Report) -> None:
+    """The table of a finished run, and where to look next."""
+    result = report.result
+    assert result is not None
+    metric = next((name for name in ("accuracy", "miou") if name in result["student"]), "accuracy")
+    table = Table("network", "parameters", metric, "agreement", "seconds")
+    for role in ("teacher", "student"):
+        if row := result[role]:
+            figures = (row[metric], result["agreement"] if role == "student" else None)
+            seconds = f"{result['wall_seconds']:.1f}" if role == "student" else ""
+            table.add_row(
+                f"{role} {row['network']}" + (" (untrained)" if row.get("untrained") else ""),
+                f"{row['parameters']:,}",
+                *("-" if figure is None else f"{figure:.2%}" for figure in figures),
+                seconds,
+            )
+    console = Console()
+    console.print(table)
+    if result["agreement_on"] == "generated" and result["agreement"] is not None:
+        console.print("No test images: agreement is on generated ones; data.name and data.root name real ones.")
+    console.print(f"run folder  {report.folder}", soft_wrap=True)
+    if (report.folder / "samples").exists():
+        console.print(f"pictures    {report.folder / 'samples'}, {report.folder / 'curves.png'}", soft_wrap=True)
+    console.print("experiments ddad ui")
+
+
+def _lines(reports: Iterable[Report]) -> Report | None:
+    last = None
+    for last in reports:
+        if not last.result and not last.stopped:
+            print(
+                f"round {last.round}/{last.rounds}  {losses(last.values)}  {last.rounds_per_second:.2f} rounds/s  "
+                f"{_remaining(last)} left",
+                flush=True,
+            )
+    return last
+
+
+def _bar(reports: Iterable[Report], config: Config) -> Report | None:
+    columns = (
+        TextColumn("round"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"),
+        TextColumn("{task.fields[speed]:.2f} rounds/s"), TimeRemainingColumn(),
+    )  # fmt: skip
+    last = None
+    with Progress(*columns) as progress:
+        task: TaskID | None = None
+        for last in reports:
+            if task is None:
+                task = progress.add_task("", total=last.rounds, completed=last.round, speed=0.0)
+            text = losses(last.values)
+            progress.update(task, completed=last.round, speed=last.rounds_per_second, **({"description": text} if text else {}))
+    return last
+
+
+def _remaining(report: Report) -> str:
+    if not report.rounds_per_second:
+        return "?"
+    minutes, seconds = divmod(int((report.rounds - report.round) / report.rounds_per_second), 60)
+    return f"{minutes}:{seconds:02d}"

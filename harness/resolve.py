@@ -1,0 +1,111 @@
+"""From a recipe's name, a file and `path=value` words to one complete Config.
+
+    field defaults < recipe < method's variant < --config FILE < command line
+
+A file that carries `schema` is a resolved configuration: complete, so that neither recipe nor method applies again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness import config as config_module
+from harness import methods, task
+from harness.config import Config, Overlay, merge
+from harness.errors import UserError, nearest
+
+UNTRAINED = "untrained"
+"""The value of `teacher.checkpoint` that asks for random weights."""
+
+
+def resolve(recipe: str | None = None, file: Overlay | None = None, overrides: Overlay | None = None) -> Config:
+    """The complete configuration of a run; UserError for whatever does not fit."""
+    file, overrides = file or {}, overrides or {}
+    if "schema" in file:
+        return _finish(_replay(recipe, file, overrides))
+    name = recipe or file.get("recipe")
+    if not name:
+        raise UserError("no recipe was named: give one (`ddad recipes` lists them) or --config with a resolved file")
+    task_name, function = task.find_recipe(str(name))
+    base = merge({"task": task_name, "recipe": name}, function())
+    chosen = merge(merge(base, file), overrides)
+    method, variant = chosen.get("method", "ddad"), chosen.get("variant", "paper")
+    _, values = methods.find(str(method), str(variant))
+    return _finish(merge(merge(merge(base, values), file), overrides))
+
+
+def _replay(recipe: str | None, file: Overlay, overrides: Overlay) -> Overlay:
+    """A resolved file with the command line over it."""
+    if recipe and recipe != file.get("recipe"):
+        raise UserError(f"recipe {recipe!r} was given with a resolved configuration of recipe {file.get('recipe')!r}")
+    for key in ("task", "recipe", "method", "variant"):
+        if key in overrides and overrides[key] != file.get(key):
+            raise UserError(
+                f"{key}={overrides[key]!r} cannot change a resolved configuration, whose other values belong to "
+                f"{key}={file.get(key)!r}: start from the recipe instead"
+            )
+    return merge(file, overrides)
+
+
+def _finish(overlay: Overlay) -> Config:
+    """Builds the Config and fills what follows from other fields."""
+    config = config_module.build(overlay)
+    task.load(config.task)
+    methods.find(config.method, config.variant)
+    fill: dict[str, Any] = {}
+    if config.student_discrepancy is None:
+        fill["student_discrepancy"] = config.discrepancy
+    if config.teacher.checkpoint is None:
+        if config.data.name == "none":
+            raise UserError(
+                "teacher.checkpoint is not set: give the file of the teacher's weights, "
+                f"or teacher.checkpoint={UNTRAINED} to try the machinery with random ones"
+            )
+        network = config.teacher.network.replace("/", "_").replace(":", "_")
+        fill["teacher"] = {"checkpoint": f"teachers/{config.data.name}-{network}.safetensors"}
+    return config_module.build(merge(config_module.to_dict(config), fill))
+
+
+def read_overrides(words: Sequence[str]) -> dict[str, Any]:
+    """`path=value` words, each value in YAML's spelling, as a nested overlay."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    for word in words:
+        if "=" not in word or word.startswith(("=", "-")):
+            known = nearest(word, config_module.paths()) if not word.startswith("-") else ""
+            raise UserError(f"{word!r}: expected path=value{known}")
+    overlay: dict[str, Any] = {}
+    for word in words:
+        try:
+            one = OmegaConf.to_container(OmegaConf.from_dotlist([word]), resolve=True)
+        except (OmegaConfBaseException, ValueError) as error:
+            raise UserError(f"{word!r}: {_first_line(error)}") from None
+        except Exception as error:  # yaml's own errors, which OmegaConf lets through
+            raise UserError(f"{word!r}: the value is not valid YAML: {_first_line(error)}") from None
+        assert isinstance(one, dict)
+        overlay = merge(overlay, one)
+    return overlay
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """A YAML file as a nested overlay; `${...}` references are resolved within it."""
+    from omegaconf import OmegaConf
+
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except FileNotFoundError:
+        raise UserError(f"--config {path}: there is no such file") from None
+    except OSError as error:
+        raise UserError(f"--config {path}: {error.strerror}") from None
+    except Exception as error:  # yaml's errors have no common base with OmegaConf's
+        raise UserError(f"--config {path}: not a readable YAML file: {_first_line(error)}") from None
+    if not isinstance(content, Mapping):
+        raise UserError(f"--config {path}: expected fields of a configuration, found {type(content).__name__}")
+    return {str(key): value for key, value in content.items() if key != "records"}
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

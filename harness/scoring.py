@@ -1,0 +1,108 @@
+"""`ddad evaluate`: a run scored again from its folder alone, or any network on a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from harness import checkpoint, config, evaluate, folder, networks
+from harness import task as tasks
+from harness.config import Config, merge
+from harness.distributed.runtime import Runtime
+from harness.errors import UserError
+from harness.export import load_student
+from harness.machine import Machine, build_teacher
+from harness.methods import find
+from harness.resolve import UNTRAINED
+
+
+def of_run(run: Path, warn: Callable[[str], None]) -> dict[str, Any]:
+    """Scores of a finished run: {"run", "student", "teacher", "agreement", "agreement_on", "missing"}.
+
+    A teacher's file that has moved or changed is named in "missing" and through `warn`; the student is still scored.
+    """
+    settings, records = folder.read_config(run)
+    student, _ = load_student(run)
+    missing = [problem for role, record in records.items() if (problem := _problem(role, record))]
+    for problem in missing:
+        warn(f"{problem}: the student is scored alone")
+    no_teacher = bool(missing) or find(settings.method, settings.variant)[0].turns(settings)[0].kind == "supervised"
+    teacher = None if no_teacher else build_teacher(settings).eval()
+    runtime = Runtime(settings)
+    generate = None
+    if settings.data.name == "none" and teacher:
+        turns = find(settings.method, settings.variant)[0].turns(settings)
+        machine = Machine(settings, runtime, turns, teacher)
+        if checkpoint.restore(run / "checkpoints", machine.players) and machine.generator:
+            generate = lambda count, index: machine.generate(count, "evaluation", index)  # noqa: E731
+    networks_ = [network.to(runtime.device, runtime.dtype) for network in (student, teacher) if network]
+    scores = evaluate.measure(settings, teacher, networks_[0], runtime.device, generate)
+    return {
+        "run": str(run),
+        "data": settings.data.name,
+        "teacher": scores.teacher or None,
+        "student": scores.student or None,
+        "agreement": scores.agreement,
+        "agreement_on": scores.agreement_on,
+        "missing": missing,
+    }
+
+
+def of_network(
+    name: str, weights: Path, data: str, root: Path | None, preprocessing: Mapping[str, Any], size: int | None
+) -> dict[str, Any]:
+    """Scores of any network on the test images of a data set: {"network", "data", "student": metrics}."""
+    settings = _settings(name, data, root, preprocessing, size)
+    task = tasks.load(settings.task)
+    module = networks.build(task, name, settings.classes, config.image_shape(settings)[0])
+    networks.load_weights(module, weights, f"--network {name}")
+    scores = _alone(settings, module)
+    return {"network": name, "checkpoint": str(weights), "data": data, **scores.student}
+
+
+def table(found: Mapping[str, Any]) -> list[str]:
+    """The scalar figures of an evaluation, a line each."""
+    lines = []
+    for key, value in found.items():
+        if isinstance(value, Mapping):
+            lines += [f"{key} {line}" for line in table(value)]
+        elif isinstance(value, float):
+            lines.append(f"{key:24}{value:.4f}")
+        elif isinstance(value, str | int):
+            lines.append(f"{key:24}{value}")
+    return lines
+
+
+def _alone(settings: Config, module: nn.Module) -> evaluate.Scores:
+    runtime = Runtime(settings)
+    return evaluate.measure(settings, None, runtime.place(module), runtime.device, None)
+
+
+def _settings(name: str, data: str, root: Path | None, preprocessing: Mapping[str, Any], size: int | None) -> Config:
+    """The configuration of an evaluation on a data set: the task that has it, and that set's own classes and size."""
+    found = [task for task in tasks.names() if data in tasks.load(task).data_names()]
+    if not found:
+        known = sorted(name for task in tasks.names() for name in tasks.load(task).data_names())
+        raise UserError(f"--data {data}: no such data set; known: {', '.join(known)}")
+    overlay = merge(tasks.load(found[0]).data_defaults(data), {"task": found[0], "data": {"name": data}})
+    if root:
+        overlay = merge(overlay, {"data": {"root": str(root)}})
+    if size:
+        overlay = merge(overlay, {"input": {"size": size}})
+    network = {"network": name, "checkpoint": UNTRAINED}
+    return config.build(merge(overlay, {"teacher": {**overlay.get("teacher", {}), **network, **preprocessing}}))
+
+
+def _problem(role: str, record: Mapping[str, Any]) -> str | None:
+    """What is wrong with a file that a run depends on, or None."""
+    path = Path(record["path"])
+    if not path.exists():
+        return f"{role} {path} is not there any more"
+    if networks.sha256(path) != record["sha256"]:
+        return f"{role} {path} is not the file the run began with"
+    return None
+
+

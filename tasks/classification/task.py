@@ -1,0 +1,107 @@
+"""Classification: images [B, C, H, W] -> logits [B, K], scored by top-1 accuracy (see `harness.task.Task`).
+
+Torchvision, which `data` is made of, takes seconds to import: it waits until data are asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor, nn
+
+from harness.config import Config
+from harness.task import Dataset, Metrics, Recipe, Split
+from tasks.classification import networks
+from tasks.classification.metrics import Counts
+from tasks.classification.recipes import RECIPES
+
+primary_metric = "accuracy"
+ignore_index: int | None = None
+
+
+def recipes() -> Mapping[str, Recipe]:
+    """Recipes by name."""
+    return RECIPES
+
+
+def network_names() -> Sequence[str]:
+    """The built-in networks."""
+    return networks.NAMES
+
+
+def network(name: str, classes: int, channels: int, **arguments: Any) -> nn.Module:
+    """A built-in network with fresh weights: [B, channels, H, W] -> [B, classes]."""
+    return networks.network(name, classes, channels, **arguments)
+
+
+def data_names() -> Sequence[str]:
+    """The data sets that `dataset` reads."""
+    from tasks.classification import data
+
+    return list(data.SETS)
+
+
+def dataset(config: Config, split: Split, augment: bool = False) -> Dataset:
+    """Real images of `config.data`; see `tasks.classification.data.dataset`."""
+    from tasks.classification import data
+
+    return data.dataset(config, split, augment)
+
+
+def metrics(classes: int) -> Metrics:
+    """Fresh, empty counts for K classes."""
+    return Counts(classes)
+
+
+CELL = 64
+"""Least width of an image in a picture: smaller ones are enlarged by a whole factor, pixel by pixel."""
+
+INK = {"teacher": (20, 20, 20), "student": (200, 30, 30), "truth": (30, 90, 200)}
+"""Colours of the lines under an image."""
+
+
+def picture(
+    images: Tensor, teacher: Tensor, student: Tensor | None, names: Sequence[str], truth: Tensor | None = None
+) -> Image.Image:
+    """A grid of RGB images [B, 3, H, W] in 0..1, the teacher's class under each.
+
+    Logits [B, K] of the student add its class in red where it differs; class indices `truth` [B] add the true one in
+    blue where the teacher's is another. A class without a name in `names` is shown by its number.
+    """
+    said = {"teacher": teacher.argmax(1).tolist()}
+    if student is not None:
+        said["student"] = student.argmax(1).tolist()
+    if truth is not None:
+        said["truth"] = truth.tolist()
+    font = ImageFont.load_default()
+    line = math.ceil(font.getbbox("Ag")[3]) + 2
+    factor = math.ceil(CELL / images.shape[3])
+    width, height = factor * images.shape[3], factor * images.shape[2]
+    columns = math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
+    margin, step = 4, (width + 8, height + line * len(said) + 8)
+    page = Image.new("RGB", (columns * step[0], rows * step[1] + line), "white")
+    draw = ImageDraw.Draw(page)
+
+    def write(x: float, y: float, text: str, who: str, room: float) -> float:
+        while draw.textlength(text, font) > room:
+            text = text[:-1]
+        draw.text((x, y), text, INK[who], font)
+        return draw.textlength(text, font)
+
+    x = float(margin)
+    for who in said:  # the key to the colours
+        x += write(x, 0, who, who, page.width - x) + 6
+    pixels = (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    for index, array in enumerate(pixels):
+        left, top = index % columns * step[0] + margin, index // columns * step[1] + line + margin
+        page.paste(Image.fromarray(array).resize((width, height), Image.Resampling.NEAREST), (left, top))
+        lines = {who: classes[index] for who, classes in said.items()}
+        for place, (who, number) in enumerate(lines.items()):
+            if who == "teacher" or number != lines["teacher"]:
+                text = names[number] if number < len(names) else str(number)
+                write(left, top + height + place * line, text, who, width)
+    return page

@@ -1,0 +1,42 @@
+"""What every test shares: one thread, a quiet environment for the processes a test starts, and where the data is."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Before torch is imported, and inherited by every process a test starts. Two processes with two threads each on two
+# cores are up to ten times slower than with one, and CPU results depend on the number of threads.
+os.environ.update(
+    OMP_NUM_THREADS="1",
+    HF_HUB_OFFLINE="1",
+    MLFLOW_DISABLE_TELEMETRY="true",
+    DO_NOT_TRACK="1",
+    RAY_USAGE_STATS_ENABLED="0",
+    RAY_AUTH_MODE="disabled",
+)
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test that takes `data_root` is marked `data`; one marked `root` skips for anyone else."""
+    for item in items:
+        if "data_root" in getattr(item, "fixturenames", ()):
+            item.add_marker("data")
+        if item.get_closest_marker("root") and os.geteuid() != 0:
+            item.add_marker(pytest.mark.skip(reason="needs root"))
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder of real data that DDAD_DATA names; the test skips where it is not set."""
+    folder = os.environ.get("DDAD_DATA")
+    if not folder:
+        pytest.skip("needs DDAD_DATA: a folder with cifar-10-batches-py, caltech101, weights and the like")
+    root = Path(folder).resolve()
+    assert root.is_dir(), f"DDAD_DATA={folder}: no such folder"
+    return root

@@ -1,0 +1,40 @@
+"""Starting the real command from a test."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+"""The project's folder."""
+
+DDAD = (sys.executable, "-m", "harness")
+"""The `ddad` command of this tree."""
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """This process's environment with `extra`, and with this tree importable from any working directory."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path, **(extra or {})}
+
+
+def run_ddad(
+    *args: str, cwd: Path, env: Mapping[str, str] | None = None, timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
+    """Run `ddad ARGS` in `cwd` to its end, not on a terminal; `env` adds variables, `timeout` is in seconds.
+
+    The caller asserts `returncode`. subprocess.TimeoutExpired when it takes longer.
+    """
+    return subprocess.run(
+        [*DDAD, *args],
+        cwd=cwd,
+        env=environment(env),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )

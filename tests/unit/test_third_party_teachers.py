@@ -1,0 +1,55 @@
+"""Teachers that others trained reach their published accuracy here, on all 10,000 test images.
+
+A wrong shortcut, normalisation, channel order or prefix would cost whole points.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness import networks, task
+from harness.config import build, image_shape
+from harness.data import evaluation_loader
+from harness.evaluate import evaluating
+from tests.helpers import ROOT
+
+IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+CIFAR10 = {"mean": [0.4914, 0.4822, 0.4465], "std": [0.2023, 0.1994, 0.2010]}
+CIFAR100 = {"mean": [0.507, 0.487, 0.441], "std": [0.267, 0.256, 0.276]}
+
+OWN_FILE = f"{ROOT / 'examples' / 'karanchahal_resnet.py'}:"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "network", "checkpoint", "normalisation", "published"),
+    [
+        ("cifar10", "resnet20", "cifar10/akamaster/resnet20-12fca82f.th", IMAGENET, 91.73),
+        ("cifar10", "resnet32", "cifar10/akamaster/resnet32-d509ac18.th", IMAGENET, 92.63),
+        ("cifar10", "wrn16_1", "cifar10/karanchahal/WRN16_1_cifar10.pth", CIFAR10, 91.75),
+        ("cifar10", OWN_FILE + "resnet14", "cifar10/karanchahal/resnet14_cifar10.pth", CIFAR10, 92.18),
+        ("cifar100", OWN_FILE + "resnet14", "cifar100/karanchahal/resnet14_cifar100.pth", CIFAR100, 68.30),
+    ],
+    ids=["akamaster-resnet20", "akamaster-resnet32", "wrn16_1", "own-file-resnet14", "own-file-resnet14-cifar100"],
+)
+def test_accuracy(
+    data_root: Path, name: str, network: str, checkpoint: str, normalisation: dict[str, list[float]], published: float
+) -> None:
+    config = build(
+        {
+            "task": "classification",
+            "classes": 100 if name == "cifar100" else 10,
+            "teacher": {"network": network, **normalisation},
+            "data": {"name": name, "root": str(data_root)},
+        }
+    )
+    classification = task.load(config.task)
+    teacher = networks.build(classification, network, config.classes, image_shape(config)[0])
+    networks.load_weights(teacher, data_root / "weights" / checkpoint, network)
+    metrics = classification.metrics(config.classes)
+    with evaluating([teacher]):
+        for images, labels in evaluation_loader(classification.dataset(config, "test"), batch_size=500):
+            metrics.update(teacher(images), labels)
+    assert 100 * metrics.compute()["accuracy"] == pytest.approx(published, abs=0.02)

@@ -1,0 +1,312 @@
+"""metrics.jsonl and its copy in a real MLflow store; one store serves the module, since making one takes seconds."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from harness import config as config_module
+from harness import tracking
+from harness.config import Config
+from harness.errors import UserError
+from tests.helpers import environment
+
+pytestmark = pytest.mark.filterwarnings(r"ignore::DeprecationWarning:mlflow\..*")  # its own use of SQLAlchemy
+
+SHAPE = (1, 8, 8)
+
+
+def a_config(uri: str, **fields: Any) -> Config:
+    return config_module.build({"classes": 10, "recipe": "digits", "seed": 3, "tracking": {"uri": uri}, **fields})
+
+
+def open_experiment(uri: str, folder: Path, **fields: Any) -> tuple[tracking.Experiment, list[str]]:
+    folder.mkdir(exist_ok=True)
+    warnings: list[str] = []
+    return tracking.Experiment(a_config(uri, **fields), folder, {"data_free": True}, warnings.append), warnings
+
+
+def a_network() -> nn.Module:
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return nn.Sequential(*layers, nn.Dropout(), nn.Linear(4, 10))
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An sqlite store with one finished run in it, and that run's folder beside it."""
+    place = tmp_path_factory.mktemp("tracked")
+    uri = f"sqlite:///{place}/deep/mlflow.db"
+    handlers = list(logging.getLogger().handlers)
+    begun = time.monotonic()
+    experiment, warnings = open_experiment(uri, place / "run", student={"arguments": {"text": "x" * 9000}})
+    log = tracking.Log(place / "run" / "metrics.jsonl")
+    experiment.params(config_module.flat(a_config(uri, student={"arguments": {"text": "x" * 9000}})))
+    for row in (10, 20):
+        log.write(row, row / 10, {"student/discrepancy": 1 / row, "generator/total": float("nan")})
+        experiment.metrics(row, {"student/discrepancy": 1 / row, "generator/total": float("nan")})
+    log.close()
+    experiment.tag("collapsed", 20)
+    (place / "grid.png").write_bytes(b"picture")
+    experiment.picture(place / "grid.png", "samples")
+    experiment.model(a_network(), SHAPE)
+    assert time.monotonic() - begun < 2, "a new store takes seconds to make: the run must not wait for it"
+    experiment.close("FINISHED")
+    assert warnings == []
+    assert logging.getLogger().handlers == handlers
+    return place / "deep" / "mlflow.db"
+
+
+def the_run(database: Path) -> Any:
+    from mlflow import MlflowClient
+
+    note = json.loads((database.parents[1] / "run" / "mlflow.json").read_text())
+    return MlflowClient(note["uri"]).get_run(note["run_id"])
+
+
+def steps(database: Path, run_id: str, name: str) -> list[tuple[int, float]]:
+    from mlflow import MlflowClient
+
+    points = MlflowClient(f"sqlite:///{database}").get_metric_history(run_id, name)
+    return sorted((point.step, point.value) for point in points)
+
+
+def test_log_is_on_disk_line_by_line_and_resumes_without_duplicates(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    log = tracking.Log(path)
+    log.write(10, 1.23456, {"student/total": 2.0, "generator/total": float("inf")})
+    log.write(20, 2.0, {"student/total": 1.0})
+    assert path.read_text().splitlines()[0] == (
+        '{"round": 10, "seconds": 1.235, "student/total": 2.0, "generator/total": null}'
+    )
+    log.write(20, 2.5, {"evaluation/agreement": 0.5})
+    log.write(30, 3.0, {"student/total": 0.5})
+    log.close()
+    with path.open("a") as file:
+        file.write('{"round": 40, "sec')  # as a kill leaves it
+    assert [row["round"] for row in tracking.read(path)] == [10, 20, 20, 30]
+    resumed = tracking.Log(path, keep_through=20)
+    resumed.write(30, 3.5, {"student/total": 0.25})
+    resumed.close()
+    rows = tracking.read(path)
+    assert [(row["round"], row["seconds"]) for row in rows] == [(10, 1.235), (20, 2.0), (20, 2.5), (30, 3.5)]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.jsonl"]
+    tracking.Log(path).close()
+    assert tracking.read(path) == []
+
+
+def test_read_names_a_damaged_line_and_a_missing_file(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"round": 1, "seconds": 1}\n[]\n{"round": 2, "seconds": 1}\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl: line 2 is not a row"):
+        tracking.read(path)
+    with pytest.raises(UserError, match="cannot be read"):
+        tracking.read(tmp_path / "absent.jsonl")
+
+
+def test_run_is_recorded_whole(database: Path) -> None:
+    run = the_run(database)
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "run"
+    tags = {key: value for key, value in run.data.tags.items() if not key.startswith("mlflow.")}
+    assert tags == {
+        "recipe": "digits", "method": "ddad", "variant": "paper", "seed": "3", "data_free": "true", "collapsed": "20"
+    }  # fmt: skip
+    params = run.data.params
+    assert set(params) == set(config_module.flat(a_config("none", student={"arguments": {"text": ""}})))
+    assert (params["student.lr"], params["teacher.mean"], params["pictures"]) == ("0.1", "null", "true")
+    long = params["student.arguments.text"]
+    assert len(long) == 6000
+    assert long.endswith("xx... (cut from 9000 characters; config.yaml has all)")
+    assert steps(database, run.info.run_id, "student/discrepancy") == [(10, 0.1), (20, 0.05)]
+
+
+def test_artifacts_lie_beside_the_database(database: Path) -> None:
+    assert (database.parent / "mlartifacts" / the_run(database).info.run_id / "artifacts/samples/grid.png").exists()
+    assert not Path("mlruns").exists()
+    assert not Path("mlartifacts").exists()
+
+
+def test_model_loads_back_and_answers_as_the_student_for_any_batch(database: Path) -> None:
+    import mlflow.pytorch
+
+    run = the_run(database)
+    (output,) = run.outputs.model_outputs
+    folder = database.parent / "mlartifacts" / "models" / output.model_id / "artifacts"
+    x = torch.randn(5, *SHAPE)
+    module = a_network().eval()
+    loaded = mlflow.pytorch.load_model(str(folder))
+    assert torch.equal(loaded(x), module(x))
+    model = mlflow.models.Model.load(str(folder))
+    assert model.signature.inputs.inputs[0].shape == (-1, *SHAPE)
+    assert model.signature.outputs.inputs[0].shape == (-1, 10)
+    assert model.load_input_example(str(folder)).shape == (2, *SHAPE)
+    assert not list(folder.rglob("*.pth")), "a pickle"
+
+
+def test_resumed_run_continues_and_repeats_nothing(database: Path, tmp_path: Path) -> None:
+    uri, folder = f"sqlite:///{database}", tmp_path / "run"
+    experiment, warnings = open_experiment(uri, folder)
+    log = tracking.Log(folder / "metrics.jsonl")
+    log.write(10, 1.0, {"a": 1.0, "rounds_per_second": 7.0})  # MLflow was never told: killed before the batch went out
+    experiment.params({"rounds": 10, "method": "ddad"})
+    for row in (20, 30):
+        log.write(row, 2.0, {"a": row / 10})
+        experiment.metrics(row, {"a": row / 10})
+    log.close()
+    experiment.close("KILLED")
+    first = json.loads((folder / "mlflow.json").read_text())["run_id"]
+    assert [step for step, _ in steps(database, first, "a")] == [10, 20, 30]
+
+    tracking.Log(folder / "metrics.jsonl", keep_through=20).close()
+    experiment, more = open_experiment(uri, folder)
+    experiment.params({"rounds": 20, "method": "ddad", "seed": 0})
+    for row in (30, 40):
+        experiment.metrics(row, {"a": row / 10})
+    experiment.metrics(40, {"final/agreement": 0.9})
+    experiment.close("FINISHED")
+    assert warnings == more == []
+    assert json.loads((folder / "mlflow.json").read_text())["run_id"] == first
+    assert steps(database, first, "a") == [(10, 1.0), (20, 2.0), (30, 3.0), (40, 4.0)]
+    assert steps(database, first, "final/agreement") == [(40, 0.9)]
+    assert steps(database, first, "seconds") == []
+
+
+def test_a_run_the_store_has_lost_starts_anew_with_all_its_rows(database: Path, tmp_path: Path) -> None:
+    uri = f"sqlite:///{database}"
+    (tmp_path / "mlflow.json").write_text(json.dumps({"run_id": "0" * 32, "uri": uri}))
+    log = tracking.Log(tmp_path / "metrics.jsonl")
+    log.write(10, 1.0, {"a": 1.0})
+    log.close()
+    experiment, warnings = open_experiment(uri, tmp_path)
+    experiment.close("FINISHED")
+    assert warnings == []
+    run_id = json.loads((tmp_path / "mlflow.json").read_text())["run_id"]
+    assert steps(database, run_id, "a") == [(10, 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("uri", "reason"),
+    [
+        ("sqlite:///{tmp}/file/mlflow.db", "file is not a folder"),
+        ("http://user:secret@127.0.0.1:1", "no answer"),
+        ("nonsense://nowhere", "nonsense"),
+        ("sqlite:///{tmp}/file", "file is not a database"),
+    ],
+)
+def test_run_goes_on_without_a_store_and_says_so_once(tmp_path: Path, uri: str, reason: str) -> None:
+    (tmp_path / "file").write_text("not a database, whatever its name may say " * 10)
+    begun = time.monotonic()
+    experiment, warnings = open_experiment(uri.format(tmp=tmp_path), tmp_path)
+    experiment.params({"rounds": 1})
+    experiment.metrics(1, {"a": 1.0})
+    experiment.close("FINISHED")
+    experiment.metrics(2, {"a": 1.0})
+    experiment.close("FINISHED")
+    assert time.monotonic() - begun < 30
+    (warning,) = warnings
+    assert reason in warning and "\n" not in warning and "secret" not in warning
+    assert warning.endswith("metrics.jsonl does")
+
+
+def test_run_goes_on_where_mlflow_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mlflow", None)  # what `import mlflow` meets is then ModuleNotFoundError
+    experiment, warnings = open_experiment(f"sqlite:///{tmp_path}/mlflow.db", tmp_path)
+    experiment.close("FINISHED")
+    (warning,) = warnings
+    assert "(mlflow is not installed)" in warning
+    assert "mlflow is not installed" in tracking.check(f"sqlite:///{tmp_path}/other.db")
+
+
+def test_none_is_silent_and_leaves_nothing(tmp_path: Path) -> None:
+    experiment, warnings = open_experiment("none", tmp_path)
+    experiment.metrics(1, {"a": 1.0})
+    experiment.model(a_network(), SHAPE)
+    experiment.close("FINISHED")
+    assert warnings == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_check_says_what_will_happen(database: Path, tmp_path: Path) -> None:
+    assert tracking.check("none").startswith("MLflow is off")
+    assert tracking.check(f"sqlite:///{database}").endswith("works (2 experiments)")  # ours, and MLflow's Default
+    assert "will be made by the first run" in tracking.check(f"sqlite:///{tmp_path}/new.db")
+    assert not (tmp_path / "new.db").exists()
+    (tmp_path / "file").touch()
+    assert "does not work here" in tracking.check(f"sqlite:///{tmp_path}/file/mlflow.db")
+    assert "(no answer)" in tracking.check("http://127.0.0.1:1")
+
+
+def test_ui_refuses_what_it_cannot_show(database: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no MLflow store at"):
+        tracking.ui(f"sqlite:///{tmp_path}/mlflow.db")
+    with pytest.raises(UserError, match="expected a store to show"):
+        tracking.ui("none")
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UserError, match="choose another port"):
+        tracking.ui(f"sqlite:///{database}", port=taken.getsockname()[1])
+
+
+@pytest.fixture
+def page(database: Path, tmp_path: Path) -> Iterator[str]:
+    """The address of the page over the module's store, which Ctrl-C must end."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    program = f"from harness import tracking; tracking.ui('sqlite:///{database}', port={port})"
+    with (tmp_path / "ui.log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-c", program], cwd=tmp_path, env=environment(), stdout=log, stderr=log,
+            start_new_session=True,
+        )  # fmt: skip
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(240):
+            try:
+                urllib.request.urlopen(f"{address}/health", timeout=5).close()
+                break
+            except OSError:
+                assert process.poll() is None, (tmp_path / "ui.log").read_text()
+                time.sleep(0.5)
+        yield address
+        os.killpg(process.pid, signal.SIGINT)  # what a terminal does
+        process.wait(20)
+        with pytest.raises(OSError):
+            urllib.request.urlopen(f"{address}/health", timeout=5)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(20)
+
+
+@pytest.mark.slow
+def test_page_shows_runs_and_pictures_and_takes_new_ones(database: Path, tmp_path: Path, page: str) -> None:
+    run_id = the_run(database).info.run_id
+    found = f"{page}/get-artifact?path=samples%2Fgrid.png&run_uuid={run_id}"
+    assert urllib.request.urlopen(found, timeout=20).read() == b"picture"
+    assert b"<html" in urllib.request.urlopen(page, timeout=20).read()
+
+    experiment, warnings = open_experiment(page, tmp_path / "run", tracking={"uri": page, "experiment": "by server"})
+    experiment.metrics(10, {"a": 1.0})
+    (tmp_path / "grid.png").write_bytes(b"another")
+    experiment.picture(tmp_path / "grid.png", "samples")
+    experiment.model(a_network(), SHAPE)
+    experiment.close("FINISHED")
+    assert warnings == []
+    run_id = json.loads((tmp_path / "run" / "mlflow.json").read_text())["run_id"]
+    assert steps(database, run_id, "a") == [(10, 1.0)]
+    (stored,) = database.parent.rglob(f"{run_id}/artifacts/samples/grid.png")
+    assert stored.read_bytes() == b"another"
+    assert "works" in tracking.check(page)
