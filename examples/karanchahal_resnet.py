@@ -1,7 +1,8 @@
 """A network of one's own in a file of one's own: the CIFAR ResNet of the karanchahal distillation checkpoints.
 
-    ddad evaluate --network examples/karanchahal_resnet.py:resnet14 --checkpoint resnet14_cifar10.pth --data cifar10 \
-        --mean 0.4914,0.4822,0.4465 --std 0.2023,0.1994,0.2010
+    ddad distill classification classes=10 data.name=cifar10 student.network=resnet20 \
+        teacher.network=examples/karanchahal_resnet.py:resnet14 teacher.checkpoint=resnet14_cifar10.pth \
+        teacher.mean=[0.4914,0.4822,0.4465] teacher.std=[0.2023,0.1994,0.2010]
 
 It differs from He et al.'s ResNet: the stem has 64 channels, a 1x1 convolution with batch norm shortcuts every change
 of shape, blocks end without ReLU (each stage ends with one), and 2x2 pooled positions stay apart before `linear`.

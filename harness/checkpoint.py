@@ -1,9 +1,9 @@
 """Atomic save and resume. One unsharded file: parameters, buffers and optimiser moments by parameter name.
 
-    round-00000240.safetensors
-        <player>/model/<parameter or buffer>
-        <player>/optimizer/<parameter>/<state>
-        metadata "state": JSON, what else a resumed run needs (round, updates, seconds so far ...)
+round-00000240.safetensors
+<player>/model/<parameter or buffer>
+<player>/optimizer/<parameter>/<state>
+metadata "state": JSON, what else a resumed run needs (round, updates, seconds so far ...)
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
+import torch
 from safetensors.torch import save
 from torch import Tensor
 
@@ -94,5 +95,12 @@ def _load(player: Player, tensors: Mapping[str, Tensor], path: Path) -> None:
     for name, parameter in player.module.named_parameters():
         start = f"{player.name}/optimizer/{name}/"
         state = {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
-        if state:  # Adam's step counter is a scalar on the parameter's device too, as fused optimisers want it
-            player.optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
+        if state:
+            player.optimizer.state[parameter] = {key: _like(parameter, value) for key, value in state.items()}
+
+
+def _like(parameter: Tensor, value: Tensor) -> Tensor:
+    """A moment on its parameter's device and in its memory format: fused optimisers walk both as one flat array."""
+    if value.shape != parameter.shape:  # Adam's step counter
+        return value.to(parameter.device)
+    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)

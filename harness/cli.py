@@ -47,7 +47,7 @@ def distill(
     from harness.distill import rounds
 
     with _Signals() as signals:
-        last = _follow(rounds(resolved, output, signals.reason, _say), resolved)
+        last = _follow(rounds(resolved, output, signals.reason, _say))
     _conclude(last, signals)
 
 
@@ -58,7 +58,7 @@ def teach(words: Words = None, config: ConfigFile = None, output: Output = None)
     from harness.distill import teach as lessons
 
     with _Signals() as signals:
-        last = _follow(lessons(resolved, output, signals.reason, _say), resolved)
+        last = _follow(lessons(resolved, output, signals.reason, _say))
     if last is None:
         print(f"{resolved.teacher.checkpoint} is there already: delete it to teach it again")
         return
@@ -96,12 +96,15 @@ def evaluate(
 
 
 @app.command()
-def predict(run: Run, images: Annotated[list[Path], typer.Argument(help="Image files.")], as_json: AsJson = False) -> None:
+def predict(
+    run: Run, images: Annotated[list[Path], typer.Argument(help="Image files.")], as_json: AsJson = False
+) -> None:
     """What a run's student says of images."""
     from harness.predict import predict as answers
 
     found = answers(run, images)
-    _print({"predictions": found}, as_json, lambda _: [f"{a['image']}: {a['class']} ({a['probability']:.1%})" for a in found])
+    lines = [f"{answer['image']}: {answer['class']} ({answer['probability']:.1%})" for answer in found]
+    _print({"predictions": found}, as_json, lambda _: lines)
 
 
 @app.command()
@@ -139,7 +142,7 @@ def doctor(as_json: AsJson = False) -> None:
 @app.command()
 def ui(
     uri: Annotated[str, typer.Option(help="The MLflow tracking URI.")] = "sqlite:///mlflow.db",
-    host: Annotated[str, typer.Option(help="The address to listen on; anyone who reaches it can read it.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="The address to listen on; whoever reaches it reads all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port.")] = 5000,
 ) -> None:
     """Open the MLflow page, on loopback."""
@@ -181,10 +184,10 @@ def _resolve(words: list[str] | None, file: Path | None) -> Config:
     return resolve.resolve(recipe, resolve.read_file(file) if file else None, overrides)
 
 
-def _follow(reports: Iterable[Report], config: Config) -> Report | None:
+def _follow(reports: Iterable[Report]) -> Report | None:
     from harness.progress import follow
 
-    return follow(reports, config)
+    return follow(reports)
 
 
 def _conclude(report: Report | None, signals: _Signals) -> None:

@@ -347,7 +347,8 @@ def _build(kind: type, overlay: object, prefix: str) -> object:
     values = {}
     for key, value in overlay.items():
         hint, path = hints[key], prefix + key
-        values[key] = _build(hint, value, path + ".") if dataclasses.is_dataclass(hint) else _value(hint, value, path)
+        group = isinstance(hint, type) and dataclasses.is_dataclass(hint)
+        values[key] = _build(hint, value, path + ".") if group else _value(hint, value, path)
     return kind(**values)
 
 
@@ -448,4 +449,5 @@ def _check_weight(path: str, weight: Weight) -> None:
     pairs = all(len(pair) == 2 and 0 <= pair[1] < math.inf for pair in weight)
     starts = [pair[0] for pair in weight if pair]
     if not weight or not pairs or starts[0] != 0 or starts != sorted(set(starts)):
-        raise UserError(f"{path}={weight!r}: expected a list of [round, value], rounds rising from 0, values at least 0")
+        expected = "a list of [round, value], rounds rising from 0, values at least 0"
+        raise UserError(f"{path}={weight!r}: expected {expected}")

@@ -1,7 +1,7 @@
 """The composition root: build, rounds, evaluate, checkpoint, result.
 
-    for report in rounds(resolve("digits")):  # the command line, a sweep's trial and the tests do just this
-        print(report.round, report.values)
+for report in rounds(resolve("digits")):  # the command line, a sweep's trial and the tests do just this
+print(report.round, report.values)
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -142,7 +142,8 @@ def _train(
             late = config.max_minutes is not None and elapsed > 60 * config.max_minutes
             stopped = stop() or (f"max_minutes={config.max_minutes:g} is over" if late and not last else None)
             values = _due(machine, done, terms)
-            report = Report(done, config.rounds, state["seconds"] + elapsed, (done - start) / elapsed, values, record.path)
+            seconds, speed = state["seconds"] + elapsed, (done - start) / elapsed
+            report = Report(done, config.rounds, seconds, speed, values, record.path)
             if values:
                 record.row(done, report.seconds, {**values, "rounds_per_second": report.rounds_per_second})
             if done % config.checkpoint.every == 0 or last or stopped:
@@ -163,7 +164,7 @@ def _train(
     return report
 
 
-def _due(machine: Machine, done: int, terms: list[tuple[str, Terms]]) -> dict[str, float]:
+def _due(machine: Machine, done: int, terms: Sequence[tuple[str, Terms]]) -> dict[str, float]:
     """What is reported after a round: its losses every `log_every`, evaluations every `evaluate_every`."""
     config, values = machine.config, {}
     if done % config.log_every == 0 or done == config.rounds:

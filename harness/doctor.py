@@ -86,5 +86,3 @@ def _deepspeed() -> str:
     if importlib.util.find_spec("transformers") is None:
         return "installed, but Accelerate needs the package transformers beside it"
     return f"installed, {importlib.metadata.version('deepspeed')}; its kernels are compiled at first use"
-
-

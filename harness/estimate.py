@@ -18,7 +18,7 @@ from harness.resolve import UNTRAINED
 
 
 def estimate(config: Config, output: Path | None, say: Callable[[str], None]) -> None:
-    """Prints the configuration and the estimates; writes nothing. A teacher that is not there yet is taken untrained."""
+    """Prints the configuration and the estimates; writes nothing. An absent teacher is taken with random weights."""
     say(yaml.safe_dump(config_module.to_dict(config), sort_keys=False))
     turns = methods.find(config.method, config.variant)[0].turns(config)
     say(f"run folder   {output or folder.default(config)}")
@@ -34,7 +34,8 @@ def estimate(config: Config, output: Path | None, say: Callable[[str], None]) ->
     for name, player in built.players.items():
         network = getattr(config, name).network
         say(f"{name:13}{network}, {networks.num_parameters(player.module):,} parameters")
-    say(f"time         {config.rounds} rounds of {seconds:.3g} s: {_duration(config.rounds * seconds)}, and the evaluation")
+    total = _duration(config.rounds * seconds)
+    say(f"time         {config.rounds} rounds of {seconds:.3g} s: {total}, and the evaluation")
     say(f"memory       {_peak_memory() / 2**20:,.0f} MiB at its peak")
     say(f"disk         {_disk(built) / 2**20:,.0f} MiB for {config.checkpoint.keep} checkpoints and the student")
 
@@ -76,5 +77,3 @@ def _duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-

@@ -83,7 +83,8 @@ def read_config(folder: Path) -> tuple[Config, dict[str, Any]]:
     try:
         content = yaml.safe_load((folder / "config.yaml").read_text())
     except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"{folder} is not a run folder: its config.yaml cannot be read ({error})".splitlines()[0]) from None
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{folder} is not a run folder: its config.yaml cannot be read ({reason})") from None
     if not isinstance(content, dict):
         raise UserError(f"{folder} is not a run folder: its config.yaml holds no configuration")
     records = content.pop("records", {})
@@ -164,9 +165,8 @@ def _version(name: str) -> str | None:
 
 def _processor() -> str:
     try:
-        lines: Mapping[str, str] = dict(
-            line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")
-        )
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return platform.processor()
-    return next((value.strip() for value in lines.values()), platform.processor())
+        lines = []
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())

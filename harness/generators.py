@@ -76,7 +76,7 @@ GENERATORS: dict[str, type[Upsample] | type[DCGAN]] = {"upsample": Upsample, "dc
 
 
 def build(name: str, latent_size: int, shape: tuple[int, int, int], width: int = 0) -> nn.Module:
-    """A generator of images of `shape` (C, H, W); `width` 0 is the network's usual one. ValueError if they don't fit."""
+    """A generator of images of `shape` (C, H, W); `width` 0 is the usual one. ValueError where the sides don't fit."""
     kind = GENERATORS[name]
     for side in shape[1:]:
         if side % kind.multiple or side == 0:

@@ -14,13 +14,13 @@ def mix(*keys: int | str) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def latents(rows: range, size: int, *keys: int | str, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Rows of the global batch z ~ N(0, I): z [len(rows), size], on the CPU.
+def latents(rows: range, total: int, size: int, *keys: int | str) -> Tensor:
+    """Rows of the global batch z ~ N(0, I) of `total` samples: z [len(rows), size], fp32, on the CPU.
 
-    Row i is the same whichever rows are asked for, so that N ranks slice what one process would draw.
+    The whole batch is drawn, because torch's draws depend on how many are drawn: N ranks slice what one would have.
     """
     source = torch.Generator().manual_seed(mix(*keys))
-    return torch.randn(rows.stop, size, generator=source, dtype=dtype)[rows.start :]
+    return torch.randn(total, size, generator=source)[rows.start : rows.stop]
 
 
 def shard(total: int, rank: int, world_size: int) -> range:

@@ -59,8 +59,8 @@ def settle(terms: Mapping[str, Weighted], reduce: Reduce) -> Terms:
 
 def mean(values: Tensor) -> Term:
     """Mean over all elements of all processes."""
-    total, count = yield torch.stack([values.sum(), values.new_tensor(values.numel())])
-    return total / count
+    total = yield torch.stack([values.sum(), values.new_full((), values.numel())])
+    return total[0].div(total[1])
 
 
 # Discrepancies D(t, s): logits [B, K, ...] of teacher and student, temperature -> values whose mean is D.
@@ -96,8 +96,8 @@ def cross_entropy(s: Tensor, labels: Tensor, ignore_index: int | None) -> Term:
     """CE(s, y), mean over the labels [B] or [B, H, W] that are not `ignore_index`; what `ddad teach` descends."""
     scored = labels != ignore_index if ignore_index is not None else torch.ones_like(labels, dtype=torch.bool)
     values = F.cross_entropy(s, labels.masked_fill(~scored, 0), reduction="none") * scored
-    total, count = yield torch.stack([values.sum(), scored.sum().to(values.dtype)])
-    return total / count
+    total = yield torch.stack([values.sum(), scored.sum().to(values.dtype)])
+    return total[0].div(total[1])
 
 
 def discrepancy(t: Tensor, s: Tensor, name: str, temperature: float) -> Term:
@@ -131,7 +131,8 @@ def class_balance(t: Tensor) -> Term:
     """sum_c p_c ln p_c with p the mean of softmax(t) over the global batch: minus its entropy, in nats."""
     total = yield torch.cat([_over_classes(t.softmax(1)), _num_positions(t)])
     p = total[:-1] / total[-1]
-    return torch.special.xlogy(p, p).sum()
+    value: Tensor = torch.xlogy(p, p.clamp_min(torch.finfo(p.dtype).tiny)).sum()  # its gradient at p = 0 stays finite
+    return value
 
 
 def activation(features: Tensor | None) -> Term:

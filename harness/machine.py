@@ -84,20 +84,19 @@ class Machine:
     def generate(self, count: int, *keys: int | str) -> Tensor:
         """Images x [count, C, H, W] from the generator as it stands, a function of its weights and the keys alone."""
         assert self.generator is not None
-        z = latents(range(count), self.config.generator.latent_size, self.config.seed, *keys, dtype=self.runtime.dtype)
+        z = latents(range(count), count, self.config.generator.latent_size, self.config.seed, *keys)
         with torch.no_grad():
-            return self.generator.guest(z.to(self.runtime.device))
+            return self.generator.guest(z.to(self.runtime.device, self.runtime.dtype))
 
     def _settle(self, turn: Turn, round_index: int, *answers: Answer | Tensor) -> Terms:
         return settle(turn.terms(self.config, round_index, *answers), self.runtime.reduce)
 
-    def _rows(self) -> range:
-        return shard(self.config.batch_size, self.runtime.rank, self.runtime.world_size)
-
     def _latents(self, round_index: int, turn_index: int) -> Tensor:
+        total = self.config.batch_size
+        rows = shard(total, self.runtime.rank, self.runtime.world_size)
         keys = (self.config.seed, "latents", round_index, turn_index)
-        z = latents(self._rows(), self.config.generator.latent_size, *keys, dtype=self.runtime.dtype)
-        return z.to(self.runtime.device)
+        z = latents(rows, total, self.config.generator.latent_size, *keys)
+        return z.to(self.runtime.device, self.runtime.dtype)
 
     def _invent(self, round_index: int, turn_index: int) -> Tensor:
         assert self.generator is not None
@@ -117,7 +116,7 @@ class Machine:
 
     def _player(self, name: str, module: nn.Module, settings: Optimizer) -> Player:
         learns = sum((turn.kind == "generator") == (name == "generator") for turn in self.turns)
-        module = module.to(self.runtime.device, self.runtime.dtype)
+        module = self.runtime.arrange(module)
         player = Player(name, module, settings, learns * self.config.rounds, self.health)
         player.start(self.runtime.engine(module, player.optimizer))
         return player

@@ -90,7 +90,8 @@ def layer_moments(layer: NormLayer, x: Tensor) -> LayerMoments:
 def norm_distance(sums: Tensor, layer: LayerMoments) -> Tensor:
     """||mu - mu^||_2 + ||var - var^||_2 from a layer's global sums; the gradient at distance 0 is 0."""
     shift, var = _shift_and_var(sums)
-    return torch.linalg.vector_norm(shift) + torch.linalg.vector_norm(var - layer.running_var)
+    distance: Tensor = torch.linalg.vector_norm(shift) + torch.linalg.vector_norm(var - layer.running_var)
+    return distance
 
 
 def kl_distance(sums: Tensor, layer: LayerMoments) -> Tensor:

@@ -8,6 +8,7 @@ import importlib.util
 import inspect
 import re
 import sys
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -167,9 +168,9 @@ def _import(path: Path, name: str) -> ModuleType:
     return module
 
 
-def _line(error: BaseException) -> str:
+def _line(message: object) -> str:
     """An error's message in one line of bearable length."""
-    text = " ".join(str(error).split())
+    text = " ".join(str(message).split())
     return text if len(text) <= 300 else text[:297] + "..."
 
 
@@ -252,25 +253,31 @@ def load_weights(module: nn.Module, path: Path, name: str) -> None:
 
 def _read(path: Path) -> object:
     """The content of a checkpoint file, on the CPU."""
-    if not path.exists():
-        raise UserError(f"{path}: there is no such file")
-    if path.suffix not in (".pt", ".pth", ".th", ".safetensors") or not path.is_file():
+    if path.suffix not in (".pt", ".pth", ".th", ".safetensors"):
         raise UserError(f"{path}: expected a checkpoint file .pt, .pth, .th or .safetensors")
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or _line(error)}") from None
+        with warnings.catch_warnings(action="ignore"):  # what it warns of is refused below
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's readers answer damage with errors of every kind
-        if refused := re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", str(error)):
-            raise UserError(
-                f"{path} is refused: it is a pickle that would run {refused[1]} when read, not weights alone; whoever "
-                "trusts it can save its weights anew with torch.save(network.state_dict(), FILE)"
-            ) from None
-        raise UserError(f"{path} is damaged, or not a checkpoint: {type(error).__name__}: {_line(error)}") from None
+        text = str(error)
+        names = re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", text)
+        program = f"a pickle that would run {names[1]} when read" if names else "a TorchScript program"
+        if names or "TorchScript" in text:
+            advice = "whoever trusts it can save its weights anew with torch.save(network.state_dict(), FILE)"
+            raise UserError(f"{path} is refused: it is {program}, not weights alone; {advice}") from None
+        # torch wraps its reason in advice to read the file unsafely
+        reason = re.sub(r"(?s).*WeightsUnpickler error:|Check the documentation.*", "", text)
+        raise UserError(
+            f"{path} is damaged, or not a checkpoint: {type(error).__name__}: {_line(reason) or 'it ends too soon'}"
+        ) from None
 
 
 def _tensors(content: object, path: Path) -> dict[str, Tensor]:
@@ -284,7 +291,7 @@ def _tensors(content: object, path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} holds a {type(content).__name__}, expected weights by name (a state_dict)")
     tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
-        keys = _first([str(key) for key in content])
+        keys = _first([str(key) for key in content]) if content else "nothing"
         raise UserError(f"{path} holds no weights: it has {keys}; expected a state_dict, alone or under {WRAPPERS}")
     return tensors
 

@@ -20,8 +20,12 @@ from harness.moments import NormLayer
 class Engine(Protocol):
     """What carries a network through its own turn, over one process or many."""
 
-    def __call__(self, inputs: Tensor) -> Tensor: ...
-    def backward(self, loss: Tensor) -> None: ...
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Forward."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients, averaged over processes."""
+
     def step(self) -> None:
         """One update, after which the gradients are gone."""
 

@@ -9,13 +9,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from harness.config import Config
+from harness import task as tasks
 from harness.distill import Report
 
 
-def follow(reports: Iterable[Report], config: Config) -> Report | None:
+def follow(reports: Iterable[Report]) -> Report | None:
     """Shows every report and returns the last; None where there was none."""
-    return _bar(reports, config) if sys.stdout.isatty() else _lines(reports)
+    return _bar(reports) if sys.stdout.isatty() else _lines(reports)
 
 
 def losses(values: dict[str, float]) -> str:
@@ -29,7 +29,7 @@ def conclusion(report: Report) -> None:
     """The table of a finished run, and where to look next."""
     result = report.result
     assert result is not None
-    metric = next((name for name in ("accuracy", "miou") if name in result["student"]), "accuracy")
+    metric = tasks.load(result["task"]).primary_metric
     table = Table("network", "parameters", metric, "agreement", "seconds")
     for role in ("teacher", "student"):
         if row := result[role]:
@@ -63,7 +63,7 @@ def _lines(reports: Iterable[Report]) -> Report | None:
     return last
 
 
-def _bar(reports: Iterable[Report], config: Config) -> Report | None:
+def _bar(reports: Iterable[Report]) -> Report | None:
     columns = (
         TextColumn("round"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"),
         TextColumn("{task.fields[speed]:.2f} rounds/s"), TimeRemainingColumn(),
@@ -74,8 +74,8 @@ def _bar(reports: Iterable[Report], config: Config) -> Report | None:
         for last in reports:
             if task is None:
                 task = progress.add_task("", total=last.rounds, completed=last.round, speed=0.0)
-            text = losses(last.values)
-            progress.update(task, completed=last.round, speed=last.rounds_per_second, **({"description": text} if text else {}))
+            text = losses(last.values) or None  # None keeps what stands there
+            progress.update(task, completed=last.round, speed=last.rounds_per_second, description=text)
     return last
 
 

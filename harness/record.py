@@ -50,8 +50,8 @@ class Record:
             self._alarmed = True
             self.experiment.tag("collapsed", round_index)
             self.warn(
-                f"the generator has collapsed by round {round_index}: {top_class:.0%} of its images are one class to the "
-                f"teacher, entropy {entropy:.2f} of 1; a weight on class_balance or a lower generator.lr may help"
+                f"the generator has collapsed by round {round_index}: the teacher puts {top_class:.0%} of its images "
+                f"in one class, entropy {entropy:.2f} of 1; a weight on class_balance or a lower generator.lr may help"
             )
 
     def samples(self, machine: Machine, round_index: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from harness import config as config_module
 from harness import methods, task
@@ -85,8 +85,7 @@ def read_overrides(words: Sequence[str]) -> dict[str, Any]:
             raise UserError(f"{word!r}: {_first_line(error)}") from None
         except Exception as error:  # yaml's own errors, which OmegaConf lets through
             raise UserError(f"{word!r}: the value is not valid YAML: {_first_line(error)}") from None
-        assert isinstance(one, dict)
-        overlay = merge(overlay, one)
+        overlay = merge(overlay, cast(dict[str, Any], one))
     return overlay
 
 

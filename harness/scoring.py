@@ -104,5 +104,3 @@ def _problem(role: str, record: Mapping[str, Any]) -> str | None:
     if networks.sha256(path) != record["sha256"]:
         return f"{role} {path} is not the file the run began with"
     return None
-
-

@@ -64,6 +64,9 @@ class Task(Protocol):
     def dataset(self, config: Config, split: Split, augment: bool = False) -> Dataset:
         """Real images of `config.data`, resized, normalised for the teacher; UserError where there are none."""
 
+    def data_defaults(self, name: str) -> Overlay:
+        """What a data set asks of a run: classes, input size, channels, normalisation."""
+
     def metrics(self, classes: int) -> Metrics:
         """Fresh, empty counts."""
 

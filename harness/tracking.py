@@ -362,8 +362,7 @@ def _log_model(store: _Store, module: nn.Module, shape: tuple[int, int, int]) ->
     earlier = store.client.get_run(store.run_id).outputs
     if earlier and earlier.model_outputs:
         return
-    with warnings.catch_warnings(), torch.no_grad(), tempfile.TemporaryDirectory() as folder:
-        warnings.simplefilter("ignore")
+    with _quiet(), torch.no_grad(), tempfile.TemporaryDirectory() as folder:
         import mlflow.pytorch
         from mlflow.entities import LoggedModelOutput, LoggedModelStatus
         from mlflow.models import Model, ModelSignature
@@ -383,6 +382,20 @@ def _log_model(store: _Store, module: nn.Module, shape: tuple[int, int, int]) ->
         store.client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
         step = max(store.last.values(), default=0)
         store.client.log_outputs(store.run_id, [LoggedModelOutput(logged.model_id, step)])
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Inside, no warnings; afterwards the root logger is as it was: importing mlflow.pytorch reconfigures it."""
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        root.setLevel(level)
+        root.handlers[:] = handlers
 
 
 def _database(uri: str) -> Path | None:

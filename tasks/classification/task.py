@@ -12,11 +12,11 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
-from harness.config import Config
+from harness.config import Config, Overlay
 from harness.task import Dataset, Metrics, Recipe, Split
 from tasks.classification import networks
 from tasks.classification.metrics import Counts
-from tasks.classification.recipes import RECIPES
+from tasks.classification.recipes import DATA, RECIPES
 
 primary_metric = "accuracy"
 ignore_index: int | None = None
@@ -49,6 +49,11 @@ def dataset(config: Config, split: Split, augment: bool = False) -> Dataset:
     from tasks.classification import data
 
     return data.dataset(config, split, augment)
+
+
+def data_defaults(name: str) -> Overlay:
+    """Classes, size, channels and normalisation of a data set; nothing where only its user knows them."""
+    return DATA.get(name, {})
 
 
 def metrics(classes: int) -> Metrics:

@@ -1,0 +1,132 @@
+"""Building, merging and naming a configuration; its mistakes are in tests/end_to_end/test_bad_input.py."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from harness import config as config_module
+from harness import resolve
+from harness.config import weight_at
+from harness.errors import UserError
+
+LEAST = {"task": "classification", "classes": 3}
+
+
+def test_every_field_has_a_docstring() -> None:
+    """The docstrings under the fields are the reference of what can be set."""
+    import ast
+    import inspect
+
+    tree = ast.parse(inspect.getsource(config_module))
+    groups = {
+        "weights",
+        "teacher",
+        "student",
+        "generator",
+        "input",
+        "data",
+        "teach",
+        "distributed",
+        "tracking",
+        "checkpoint",
+    }
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            for field, after in zip(node.body, [*node.body[1:], None], strict=True):
+                if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+                    documented = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+                    assert documented or field.target.id in groups, f"{node.name}.{field.target.id}"
+
+
+def test_a_resolved_configuration_replays_to_itself() -> None:
+    first = resolve.resolve("digits", None, {"seed": 3, "weights": {"tv": [[0, 1.0], [5, 0.5]]}})
+    again = resolve.resolve(None, config_module.to_dict(first))
+    assert again == first
+    assert config_module.identity(again) == config_module.identity(first)
+
+
+def test_layers_override_each_other_in_order() -> None:
+    recipe = resolve.resolve("digits")
+    assert (recipe.weights.batch_norm, recipe.rounds) == (1.0, 240)  # field default, recipe
+    assert resolve.resolve("digits", None, {"method": "dfad"}).weights.batch_norm == 0.0  # method over recipe
+    file = {"method": "dfad", "weights": {"batch_norm": 0.5}}
+    assert resolve.resolve("digits", file).weights.batch_norm == 0.5  # file over method
+    assert resolve.resolve("digits", file, {"weights": {"batch_norm": 0.7}}).weights.batch_norm == 0.7  # command line
+
+
+def test_a_resolved_file_takes_no_default_again() -> None:
+    resolved = config_module.to_dict(
+        resolve.resolve("digits", None, {"method": "dfad", "weights": {"batch_norm": 0.5}})
+    )
+    assert resolve.resolve(None, resolved, {"seed": 1}).weights.batch_norm == 0.5
+    with pytest.raises(UserError, match="cannot change a resolved configuration"):
+        resolve.resolve(None, resolved, {"method": "ddad"})
+
+
+def test_identity_is_blind_to_bookkeeping_alone() -> None:
+    base = resolve.resolve("digits")
+    same: list[dict[str, Any]] = [
+        {"tracking": {"uri": "none"}}, {"checkpoint": {"every": 7}}, {"log_every": 3}, {"max_minutes": 1.0},
+        {"pictures": False}, {"evaluate_every": 5},
+    ]  # fmt: skip
+    for over in same:
+        assert config_module.identity(resolve.resolve("digits", None, over)) == config_module.identity(base)
+    other: list[dict[str, Any]] = [
+        {"seed": 1},
+        {"weights": {"tv": 0.1}},
+        {"student": {"lr": 0.2}},
+        {"precision": "bf16"},
+    ]
+    for over in other:
+        assert config_module.identity(resolve.resolve("digits", None, over)) != config_module.identity(base)
+
+
+def test_words_are_read_as_yaml() -> None:
+    words = ["student.lr=1e-3", "teacher.mean=[0.1]", "weights.tv=[[0,1],[5,.5]]", "max_minutes=null", "pictures=false"]
+    assert resolve.read_overrides(words) == {
+        "student": {"lr": 1e-3},
+        "teacher": {"mean": [0.1]},
+        "weights": {"tv": [[0, 1], [5, 0.5]]},
+        "max_minutes": None,
+        "pictures": False,
+    }
+
+
+@pytest.mark.parametrize(
+    ("over", "message"),
+    [
+        ({"studnet": {}}, "unknown path 'studnet'; did you mean"),
+        ({"student": {"lr": "fast"}}, "student.lr='fast': expected a number"),
+        ({"student": {"lr": True}}, "student.lr=True: expected a number"),
+        ({"rounds": 1.5}, "rounds=1.5: expected a whole number"),
+        ({"rounds": 0}, "rounds=0: expected at least 1"),
+        ({"discrepancy": "l2"}, "discrepancy='l2': expected one of l1, mse, kl, js"),
+        ({"student": 3}, "student=3: expected a group of fields"),
+        ({"weights": {"tv": [[1, 2.0]]}}, "rounds rising from 0"),
+        ({"weights": {"tv": -1}}, "weights.tv=-1.0: expected a number of at least 0"),
+        ({"teacher": {"mean": [0.5]}}, "teacher.mean=[0.5]: expected 3 numbers for rgb images"),
+        ({"teacher": {"std": [0.0, 1.0, 1.0]}}, "numbers above 0"),
+        ({"input": {"size": [1, 2, 3]}}, "input.size=[1, 2, 3]: expected a side or [height, width]"),
+        ({"classes": 1}, "classes=1: expected the number of classes, at least 2"),
+        ({"schema": 99}, "has schema 99, this version reads schema 1"),
+        ({"student": {"milestones": [0.5, 0.2]}}, "rising fractions"),
+    ],
+)
+def test_mistakes_name_what_was_given_and_expected(over: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        config_module.build(config_module.merge(LEAST, over))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_weights_hold_until_the_next_round_of_their_schedule() -> None:
+    assert [weight_at([[0, 1.0], [3, 0.5]], index) for index in (0, 2, 3, 9)] == [1.0, 1.0, 0.5, 0.5]
+    assert weight_at(2.0, 7) == 2.0
+
+
+def test_a_configuration_cannot_be_changed_in_place() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config_module.build(LEAST).seed = 1  # type: ignore[misc]

@@ -1,0 +1,137 @@
+"""Discrepancies and terms against values worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from harness import losses
+from harness.losses import Term, settle
+
+
+def value(term: Term) -> float:
+    return settle({"it": (1.0, term)}, lambda sums: sums).total.item()
+
+
+def logits(*rows: list[float]) -> Tensor:
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+P = [math.log(0.7), math.log(0.3)]
+Q = [math.log(0.5), math.log(0.5)]
+
+
+def test_l1_is_the_mean_absolute_logit_difference() -> None:
+    assert value(losses.discrepancy(logits([1, 2], [3, 4]), logits([0, 4], [3, 8]), "l1", 1.0)) == pytest.approx(7 / 4)
+
+
+def test_mse_is_the_mean_squared_logit_difference() -> None:
+    assert value(losses.discrepancy(logits([1, 2], [3, 4]), logits([0, 4], [3, 8]), "mse", 1.0)) == pytest.approx(
+        21 / 4
+    )
+
+
+def test_kl_sums_over_classes_and_averages_over_samples() -> None:
+    expected = 0.7 * math.log(0.7 / 0.5) + 0.3 * math.log(0.3 / 0.5)
+    assert value(losses.discrepancy(logits(P), logits(Q), "kl", 1.0)) == pytest.approx(expected)
+    assert value(losses.discrepancy(logits(P, Q), logits(Q, Q), "kl", 1.0)) == pytest.approx(expected / 2)
+
+
+def test_kl_at_a_temperature_is_scaled_by_its_square() -> None:
+    t, s = logits([4.0, 0.0]), logits([0.0, 0.0])
+    p = 1 / (1 + math.exp(-2))
+    expected = 4 * (p * math.log(p / 0.5) + (1 - p) * math.log((1 - p) / 0.5))
+    assert value(losses.discrepancy(t, s, "kl", 2.0)) == pytest.approx(expected)
+
+
+def test_js_is_symmetric_and_at_most_ln_2() -> None:
+    m = [(0.7 + 0.5) / 2, (0.3 + 0.5) / 2]
+    expected = sum(
+        a / 2 * math.log(a / c) + b / 2 * math.log(b / c) for a, b, c in zip([0.7, 0.3], [0.5, 0.5], m, strict=True)
+    )
+    assert value(losses.discrepancy(logits(P), logits(Q), "js", 1.0)) == pytest.approx(expected)
+    assert value(losses.discrepancy(logits(Q), logits(P), "js", 1.0)) == pytest.approx(expected)
+    assert value(losses.discrepancy(logits([40, -40]), logits([-40, 40]), "js", 1.0)) == pytest.approx(math.log(2))
+
+
+@pytest.mark.parametrize("name", ["l1", "mse", "kl", "js"])
+def test_dense_discrepancies_are_means_over_pixels(name: str) -> None:
+    t, s = torch.randn(2, 3, 4, 5, dtype=torch.float64), torch.randn(2, 3, 4, 5, dtype=torch.float64)
+    flat_t, flat_s = t.permute(0, 2, 3, 1).reshape(-1, 3), s.permute(0, 2, 3, 1).reshape(-1, 3)
+    dense = value(losses.discrepancy(t, s, name, 1.0))
+    assert dense == pytest.approx(value(losses.discrepancy(flat_t, flat_s, name, 1.0)))
+
+
+def test_log1p_is_taken_of_the_mean() -> None:
+    t, s = logits([1, 2], [3, 4]), logits([0, 4], [3, 8])
+    assert value(losses.adversarial(t, s, "l1", 1.0, "log1p")) == pytest.approx(math.log(1 + 7 / 4))
+    assert value(losses.adversarial(t, s, "l1", 1.0, "identity")) == pytest.approx(7 / 4)
+
+
+def test_one_hot_is_the_cross_entropy_with_the_own_argmax() -> None:
+    assert value(losses.one_hot(logits(P))) == pytest.approx(-math.log(0.7))
+
+
+def test_class_balance_is_minus_the_entropy_of_the_mean_prediction() -> None:
+    assert value(losses.class_balance(logits([50, -50], [-50, 50]))) == pytest.approx(-math.log(2))
+    assert value(losses.class_balance(logits([900, -900], [900, -900]))) == 0.0
+    assert value(losses.class_balance(logits(P, Q))) == pytest.approx(0.6 * math.log(0.6) + 0.4 * math.log(0.4))
+
+
+def test_activation_is_minus_the_mean_absolute_feature() -> None:
+    assert value(losses.activation(logits([1, -2], [3, 0]))) == pytest.approx(-1.5)
+
+
+def test_total_variation_sums_four_directions_a_sample() -> None:
+    x = torch.tensor([[[[0.0, 1.0], [2.0, 4.0]]]])
+    across, down = math.hypot(1, 2), math.hypot(2, 3)
+    assert value(losses.total_variation(x)) == pytest.approx(across + down + 4 + 1)
+    assert value(losses.total_variation(torch.cat([x, torch.zeros_like(x)]))) == pytest.approx((across + down + 5) / 2)
+
+
+def test_image_norm_is_a_mean_over_samples() -> None:
+    assert value(losses.image_norm(torch.tensor([[[[3.0, 4.0]]], [[[0.0, 1.0]]]]))) == pytest.approx(3.0)
+
+
+def test_cross_entropy_leaves_ignored_labels_out() -> None:
+    s, labels = logits(P, Q, Q), torch.tensor([0, 1, 9])
+    assert value(losses.cross_entropy(s, labels, 9)) == pytest.approx((-math.log(0.7) - math.log(0.5)) / 2)
+    assert value(losses.cross_entropy(s[:2], labels[:2], None)) == pytest.approx((-math.log(0.7) - math.log(0.5)) / 2)
+
+
+def test_watched_entropy_and_top_class() -> None:
+    balanced, single = logits([50, -50], [-50, 50]), logits([50, -50], [50, -50])
+    assert value(losses.entropy(balanced)) == pytest.approx(1.0)
+    assert value(losses.entropy(single)) == pytest.approx(0.0, abs=1e-12)
+    assert value(losses.top_class(balanced)) == 0.5
+    assert value(losses.top_class(single)) == 1.0
+
+
+def test_settle_weighs_watches_and_reduces_once() -> None:
+    calls = []
+
+    def reduce(sums: Tensor) -> Tensor:
+        calls.append(sums.numel())
+        return 2 * sums  # as if another process held the same
+
+    t, s = logits([1, 2], [3, 4]), logits([0, 4], [3, 8])
+    terms = {
+        "adversarial": (-3.0, losses.adversarial(t, s, "l1", 1.0, "identity")),
+        "class_balance": (2.0, losses.class_balance(t)),
+        "entropy": (0.0, losses.entropy(t)),
+    }
+    settled = settle(terms, reduce)
+    assert len(calls) == 1
+    assert settled.values["adversarial"].item() == pytest.approx(7 / 4)
+    balance = settled.values["class_balance"].item()
+    assert settled.total.item() == pytest.approx(-3 * 7 / 4 + 2 * balance)
+    assert settled.values["entropy"].item() == pytest.approx(-balance / math.log(2))
+
+
+def test_p_ln_p_has_a_finite_gradient_at_zero() -> None:
+    t = torch.tensor([[900.0, -900.0]], requires_grad=True)
+    settle({"balance": (1.0, losses.class_balance(t))}, lambda sums: sums).total.backward()
+    assert t.grad is not None and t.grad.isfinite().all()

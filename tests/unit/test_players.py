@@ -1,0 +1,103 @@
+"""Optimisers, schedules and clipping of a player; its checkpoints."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from harness import checkpoint
+from harness.config import Optimizer
+from harness.errors import Diverged, UserError
+from harness.machine import Machine
+from harness.players import learning_rate
+from tests.unit.test_turns import build
+
+
+def test_cosine_falls_from_the_rate_to_zero() -> None:
+    rates = [learning_rate(Optimizer(lr=0.2), progress) for progress in (0, 0.25, 0.5, 1)]
+    assert rates == pytest.approx([0.2, 0.1 * (1 + math.sqrt(0.5)), 0.1, 0])
+
+
+def test_multistep_falls_at_its_milestones() -> None:
+    settings = Optimizer(lr=1.0, schedule="multistep", milestones=[0.2, 0.4], gamma=0.1)
+    assert [learning_rate(settings, p) for p in (0, 0.19, 0.2, 0.4, 0.9)] == pytest.approx([1, 1, 0.1, 0.01, 0.01])
+    assert learning_rate(Optimizer(lr=1.0, schedule="constant"), 0.9) == 1.0
+
+
+def test_the_horizon_is_the_players_own_number_of_updates() -> None:
+    built = build()
+    assert built.generator is not None
+    assert (built.student.num_updates, built.generator.num_updates) == (8, 4)
+    for turn in range(3):
+        built.play(0, turn)
+    assert (built.student.updates, built.generator.updates) == (2, 1)
+    assert built.student.optimizer.param_groups[0]["lr"] == pytest.approx(learning_rate(built.config.student, 1 / 8))
+
+
+def test_clipping_bounds_the_step() -> None:
+    over = {"student": {"clip": 1e-3, "momentum": 0.0, "weight_decay": 0.0, "schedule": "constant", "lr": 1.0}}
+    built = build(over)
+    before = [parameter.clone() for parameter in built.student.parameters]
+    built.play(0, 0)
+    moved = torch.stack([(a - b).norm() for a, b in zip(before, built.student.parameters, strict=True)]).norm()
+    assert moved.item() == pytest.approx(1e-3, rel=1e-3)
+
+
+def play_round(built: Machine, index: int) -> None:
+    for turn in range(len(built.turns)):
+        built.play(index, turn)
+
+
+def test_a_restored_run_goes_on_to_the_bit(tmp_path: Path) -> None:
+    straight, first, second = build(), build(), build()
+    play_round(straight, 0)
+    play_round(straight, 1)
+    play_round(first, 0)
+    checkpoint.store(tmp_path, first.players, {"round": 1}, keep=2)
+    state = checkpoint.restore(tmp_path, second.players)
+    assert state is not None and state["round"] == 1
+    play_round(second, 1)
+    for name, player in straight.players.items():
+        other = second.players[name].module.state_dict()
+        assert all(torch.equal(value, other[key]) for key, value in player.module.state_dict().items())
+
+
+def test_the_last_k_are_kept(tmp_path: Path) -> None:
+    built = build()
+    for index in range(1, 5):
+        checkpoint.store(tmp_path, built.players, {"round": index}, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"round-0000000{index}.safetensors" for index in (3, 4)]
+
+
+def test_optimiser_state_goes_by_parameter_name(tmp_path: Path) -> None:
+    built = build()
+    play_round(built, 0)
+    checkpoint.store(tmp_path, built.players, {"round": 1}, keep=1)
+    keys = safetensors.torch.load_file(tmp_path / "round-00000001.safetensors").keys()
+    parameters = {name for name, _ in built.student.module.named_parameters()}
+    assert {f"student/optimizer/{name}/momentum_buffer" for name in parameters} <= keys
+    assert "generator/optimizer/linear.weight/exp_avg_sq" in keys
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    built = build()
+    checkpoint.store(tmp_path, built.players, {"round": 1}, keep=1)
+    with torch.no_grad():
+        built.student.parameters[0].fill_(torch.nan)
+    with pytest.raises(Diverged, match="student/model/"):
+        checkpoint.store(tmp_path, built.players, {"round": 2}, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["round-00000001.safetensors"]
+
+
+def test_a_foreign_or_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
+    checkpoint.store(tmp_path, build().players, {"round": 1}, keep=1)
+    with pytest.raises(UserError, match="belongs to another student: it does not fit at"):
+        checkpoint.restore(tmp_path, build({"student": {"network": "cnn6"}}).players)
+    path = tmp_path / "round-00000001.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match="is damaged"):
+        checkpoint.restore(tmp_path, build().players)

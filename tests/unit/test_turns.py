@@ -1,0 +1,152 @@
+"""Whose turn it is: in a turn one network's parameters and buffers move, the others' stay as they are to the bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from harness import config as config_module
+from harness import machine, methods
+from harness.config import Overlay, merge
+from harness.distributed.runtime import Runtime
+from harness.errors import Diverged, UserError
+from harness.machine import Machine
+
+SMALL: Overlay = {
+    "task": "classification",
+    "classes": 4,
+    "rounds": 4,
+    "batch_size": 8,
+    "student_steps": 2,
+    "teacher": {"network": "cnn8", "checkpoint": "untrained"},
+    "student": {"network": "cnn4"},
+    "generator": {"latent_size": 8, "width": 8},
+    "input": {"size": 8},
+}
+
+
+def build(over: Overlay | None = None) -> Machine:
+    config = config_module.build(merge(SMALL, over or {}))
+    turns = methods.METHODS[config.method].turns(config)
+    return Machine(config, Runtime(config), turns, machine.build_teacher(config))
+
+
+def state(module: nn.Module) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in module.state_dict().items()}
+
+
+def changed(before: dict[str, Tensor], module: nn.Module) -> set[str]:
+    return {key for key, value in module.state_dict().items() if not torch.equal(value, before[key])}
+
+
+def modules(built: Machine) -> dict[str, nn.Module]:
+    assert built.teacher and built.generator
+    return {"teacher": built.teacher.module, "student": built.student.module, "generator": built.generator.module}
+
+
+@pytest.mark.parametrize(("turn", "learner"), [(0, "student"), (2, "generator")])
+def test_a_turn_changes_its_player_alone(turn: int, learner: str) -> None:
+    built = build()
+    before = {name: state(module) for name, module in modules(built).items()}
+    built.play(0, turn)
+    moved = {name: changed(before[name], module) for name, module in modules(built).items()}
+    assert moved.pop(learner) == set(before[learner]), "every parameter and buffer of the learner moves"
+    assert moved == {name: set() for name in moved}
+    for module in modules(built).values():
+        assert not any(parameter.requires_grad or parameter.grad is not None for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("term", ["adversarial", "batch_norm"])
+def test_each_discriminator_gives_the_generator_a_gradient(term: str) -> None:
+    others = {name: 0.0 for name in ("adversarial", "batch_norm") if name != term}
+    built = build({"weights": others})
+    before = state(modules(built)["generator"])
+    values = built.play(0, 2).values
+    assert values[term] > 0
+    assert "body.2.weight" in changed(before, modules(built)["generator"])
+
+
+def test_the_adversarial_term_compares_teacher_with_student() -> None:
+    """Passing the teacher as the student, a fault of public code, would make the term identically zero."""
+    built = build()
+    assert built.play(0, 2).values["adversarial"] > 1e-3
+    same = build({"student": {"network": "cnn8"}})
+    same.student.module.load_state_dict(modules(same)["teacher"].state_dict())
+    same.student.module.eval()
+    assert same.play(0, 2).values["adversarial"] == 0
+
+
+def test_the_generators_turn_ascends_disagreement_and_descends_the_distance() -> None:
+    for weights, term, sign in (({"batch_norm": 0.0}, "adversarial", 1), ({"adversarial": 0.0}, "batch_norm", -1)):
+        built = build({"weights": weights, "rounds": 1000, "generator": {"lr": 1e-2, "schedule": "constant"}})
+        values = [built.play(0, 2).values[term].item() for _ in range(30)]  # the same latents every time
+        assert sign * (values[-1] - values[0]) > 0
+
+
+def test_terms_of_weight_zero_are_not_computed_and_all_can_be() -> None:
+    assert set(build({"weights": {"batch_norm": 0.0}}).play(0, 2).values) == {"adversarial", "entropy", "top_class"}
+    everything = dict.fromkeys(("one_hot", "class_balance", "activation", "tv", "l2"), 0.1)
+    values = build({"weights": everything}).play(0, 2).values
+    assert set(values) == {"adversarial", "batch_norm", *everything, "entropy", "top_class"}
+
+
+def test_a_weight_follows_its_schedule() -> None:
+    built = build({"weights": {"batch_norm": [[0, 0.0], [2, 0.5]]}})
+    assert "batch_norm" not in built.play(0, 2).values
+    terms = built.play(2, 2)
+    assert torch.allclose(terms.total, 0.5 * terms.values["batch_norm"] - terms.values["adversarial"])
+
+
+def test_draws_depend_on_seed_round_and_turn() -> None:
+    first = build()
+    assert first.generator is not None
+    x = [first._latents(*place) for place in ((0, 0), (0, 1), (1, 0))] + [build({"seed": 1})._latents(0, 0)]
+    assert len({tuple(z.flatten().tolist()) for z in x}) == 4
+    assert torch.equal(x[0], build()._latents(0, 0))
+
+
+def test_dropout_is_reseeded_so_that_a_turn_repeats() -> None:
+    over = {"student": {"network": "torchvision:mobilenet_v2"}, "input": {"size": 32}}
+    one, two = build(over), build(over)
+    torch.rand(7)  # the state of the global generator must not matter
+    first = one.play(0, 0)
+    torch.rand(3)
+    assert torch.equal(first.total, two.play(0, 0).total)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update() -> None:
+    built = build()
+    with torch.no_grad():
+        for parameter in built.student.parameters:
+            parameter.fill_(torch.inf)
+    assert built.generator is not None
+    before = [parameter.clone() for parameter in built.generator.parameters]
+    with pytest.raises(Diverged, match="generator/adversarial is not finite"):
+        built.play(0, 2)
+    assert all(torch.equal(a, b) for a, b in zip(before, built.generator.parameters, strict=True))
+
+
+def test_the_latch_skips_updates_on_the_device_itself() -> None:
+    """Where the host reads the latch late, the fused optimiser must already have skipped."""
+    built = build()
+    built.health.verify = lambda: None  # type: ignore[method-assign]  # as on a GPU between two reports
+    good = [parameter.clone() for parameter in built.student.parameters]
+    built.health._blame.fill_(1)
+    built.play(0, 0)
+    assert all(torch.equal(a, b) for a, b in zip(good, built.student.parameters, strict=True))
+
+
+def test_a_teacher_without_batch_norm_is_refused() -> None:
+    over = {"teacher": {"network": "torchvision:alexnet"}, "input": {"size": 64}}
+    with pytest.raises(UserError, match=r"set weights\.batch_norm=0"):
+        build(over)
+    assert build(merge(over, {"weights": {"batch_norm": 0.0}})).play(0, 2).values["adversarial"] > 0
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp64"])
+def test_other_precisions_agree_with_fp32(precision: str) -> None:
+    full, other = build(), build({"precision": precision})
+    for turn in (0, 1, 2):
+        expected, found = full.play(0, turn).total.item(), other.play(0, turn).total.item()
+        assert found == pytest.approx(expected, rel=0.1 if precision == "bf16" else 1e-4)
