@@ -7,7 +7,7 @@ BOOTSTRAP := build/bootstrap
 UV := $(BOOTSTRAP)/bin/uv
 BIN := .venv/bin
 READY := .venv/.ready
-SOURCES := $(wildcard harness tasks tune benchmarks)
+SOURCES := $(foreach folder,harness tasks tune benchmarks,$(if $(wildcard $(folder)/*.py),$(folder)))
 
 # Without bytecode every start compiles torch and the rest again: more than twice the seconds.
 unexport PYTHONDONTWRITEBYTECODE
@@ -31,7 +31,7 @@ $(UV): constraints.txt
 # The stamp is taken away before the installation and set after it: a .venv without one is half made, and made anew.
 # DS_BUILD_OPS=0: DeepSpeed comes as source, and building its kernels would need a compiler.
 $(READY): pyproject.toml constraints.txt | $(UV)
-	@if test -f $@; then rm $@; else $(UV) venv --quiet --clear --python $(BOOTSTRAP)/bin/python .venv; fi
+	@if test -f $@; then rm $@; else rm -rf .venv && $(UV) venv --quiet --python $(BOOTSTRAP)/bin/python .venv; fi
 	@echo "Installing into .venv; PyTorch and its CUDA libraries make it about 6 GB"
 	DS_BUILD_OPS=0 $(UV) pip install $$(test -t 1 || echo --quiet) --python $(BIN)/python \
 	    --constraint constraints.txt --editable '.[dev]'

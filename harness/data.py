@@ -64,10 +64,8 @@ class TrainingBatches:
 
     def batches(self, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """This rank's rows of batch `start`, `start + 1`, ...: (images [b, C, H, W], labels [b, ...])."""
-        draws = _Draws(self.dataset)
-        yield from _Loader(
-            draws, batch_sampler=self._draws(start), num_workers=self.workers, generator=torch.Generator()
-        )
+        images, draws = _Seeded(self.dataset), self._draws(start)
+        yield from _Loader(images, batch_sampler=draws, num_workers=self.workers, generator=torch.Generator())
 
     def _draws(self, start: int) -> Iterator[list[tuple[int, int]]]:
         """For each step: (index into the data set, seed of the augmentation) of every row of this rank."""
@@ -83,7 +81,7 @@ class TrainingBatches:
 
 
 @dataclass(frozen=True)
-class _Draws(torch_data.Dataset[tuple[Tensor, Any]]):
+class _Seeded(torch_data.Dataset[tuple[Tensor, Any]]):
     """A data set read with a seed for each item: the same in any process, and without a trace in this one."""
 
     dataset: Dataset

@@ -6,7 +6,9 @@ thread does everything that touches it. Where it fails the run goes on: metrics.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import fcntl
 import importlib.util
 import json
 import logging
@@ -38,6 +40,9 @@ if TYPE_CHECKING:
 OFF = "none"
 """The tracking URI that records in the run folder alone."""
 
+SQLITE = "sqlite:///"
+"""What a tracking URI that names a file begins with."""
+
 FLUSH_SECONDS = 5.0
 """Metrics reach MLflow this often at most; a batch costs as much as a single value."""
 
@@ -54,7 +59,6 @@ IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOU
 """Environment for the first word with a server: one more try, 5 seconds each; mlflow's own takes minutes."""
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
-
 
 PATIENCE: dict[Status, float] = {"FINISHED": 120.0, "FAILED": 20.0, "KILLED": 20.0}
 """Seconds the end of a run waits for MLflow: who stops a run wants it to stop."""
@@ -135,19 +139,19 @@ class _Store:
 
 
 class Experiment:
-    """The run's copy in MLflow; create it on rank 0 alone. Every method returns at once but `close`.
+    """The run's copy in MLflow; create it on rank 0 alone, after the Log. Every method returns at once but `close`.
 
     `<folder>/mlflow.json` names the MLflow run, so that a resumed run goes on in it. On opening, the rows of
     `<folder>/metrics.jsonl` that MLflow does not hold are sent, so that the two agree whatever happened before.
     """
 
     def __init__(self, config: Config, folder: Path, tags: Mapping[str, Any], warn: Callable[[str], None]) -> None:
-        """`tags` add to recipe, method, variant and seed. `warn` is called at most once, from another thread."""
+        """`tags` add to recipe, method, variant and seed; None is left out. Another thread calls `warn`."""
         self._folder, self._warn = folder, warn
         self._uri, self._public_uri = _absolute(config.tracking.uri), public(config.tracking.uri)
         self._experiment = config.tracking.experiment
         named = {name: getattr(config, name) for name in ("recipe", "method", "variant", "seed")}
-        self._tags = {key: _fit(value, MAX_TAG) for key, value in {**named, **tags}.items()}
+        self._tags = {key: _fit(value, MAX_TAG) for key, value in {**named, **tags}.items() if value is not None}
         self._calls: queue.SimpleQueue[Callable[[_Store], object]] = queue.SimpleQueue()
         self._closing, self._off = threading.Event(), config.tracking.uri == OFF
         self._status: Status = "FINISHED"
@@ -180,9 +184,17 @@ class Experiment:
 
         `shape` is the (C, H, W) of an input. Takes seconds and quiets warnings meanwhile: call it before `close`.
         """
-        if not self._off:
-            snapshot = copy.deepcopy(module).cpu().eval()
-            self._put(lambda store: _log_model(store, snapshot, shape))
+        if self._off:
+            return
+        snapshot = copy.deepcopy(module).cpu().eval()
+
+        def log(store: _Store) -> None:
+            try:
+                _log_model(store, snapshot, shape)
+            except Exception as error:  # torch.export cannot follow every network
+                self._warn(f"MLflow does not hold the student ({_reason(error, self._uri)}); student.safetensors does")
+
+        self._put(log)
 
     def close(self, status: Status) -> None:
         """Sends everything and ends the MLflow run with `status`; gives up after PATIENCE, with a warning."""
@@ -265,7 +277,7 @@ def check(uri: str) -> str:
     try:
         if database and not database.exists():
             if importlib.util.find_spec("mlflow") is None:
-                raise ModuleNotFoundError("mlflow")
+                raise ModuleNotFoundError(name="mlflow")
             with tempfile.TemporaryFile(dir=next(folder for folder in database.parents if folder.exists())):
                 return f"{name} will be made by the first run, as {database}"
         num_experiments = len(_connect(absolute).search_experiments())
@@ -282,6 +294,8 @@ def public(uri: str) -> str:
 
 def _connect(uri: str) -> MlflowClient:
     """A client whose store has answered; raises, soon, whatever says why there is none."""
+    if not uri:  # MLflow itself would take a default
+        raise ValueError("it has no name")
     os.environ.update(QUIET)
     database = _database(uri)
     if database:  # MLflow itself would try for minutes
@@ -295,10 +309,25 @@ def _connect(uri: str) -> MlflowClient:
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    with _impatient():
+    with _impatient(), _alone(database):
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
     return client
+
+
+@contextmanager
+def _alone(database: Path | None) -> Iterator[None]:
+    """Inside, no other run opens this sqlite store: MLflow fails where two processes make the same one at once."""
+    if database is None:
+        yield
+        return
+    folder = os.open(database.parent, os.O_RDONLY)  # locked itself, so that no lock file is left
+    try:
+        with contextlib.suppress(OSError):  # some network file systems lock no folders
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 @contextmanager
@@ -374,12 +403,16 @@ def _log_model(store: _Store, module: nn.Module, shape: tuple[int, int, int]) ->
         takes, gives = (Schema([TensorSpec(array.dtype, (-1, *array.shape[1:]))]) for array in (x, y))
         logged = store.client.create_logged_model(store.experiment_id, name="student", source_run_id=store.run_id)
         model = Model(logged.artifact_location, store.run_id, model_uuid=logged.model_id, model_id=logged.model_id)
-        mlflow.pytorch.save_model(
-            module, f"{folder}/model", mlflow_model=model, signature=ModelSignature(takes, gives), input_example=x,
-            pip_requirements=[f"torch=={torch.__version__.split('+')[0]}"], serialization_format="pt2",
-        )  # fmt: skip
-        store.client.log_model_artifacts(logged.model_id, f"{folder}/model")
-        store.client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
+        status = LoggedModelStatus.FAILED
+        try:
+            mlflow.pytorch.save_model(
+                module, f"{folder}/model", mlflow_model=model, signature=ModelSignature(takes, gives), input_example=x,
+                pip_requirements=[f"torch=={torch.__version__.split('+')[0]}"], serialization_format="pt2",
+            )  # fmt: skip
+            store.client.log_model_artifacts(logged.model_id, f"{folder}/model")
+            status = LoggedModelStatus.READY
+        finally:
+            store.client.finalize_logged_model(logged.model_id, status)
         step = max(store.last.values(), default=0)
         store.client.log_outputs(store.run_id, [LoggedModelOutput(logged.model_id, step)])
 
@@ -400,13 +433,13 @@ def _quiet() -> Iterator[None]:
 
 def _database(uri: str) -> Path | None:
     """The file of an sqlite URI."""
-    return Path(uri.removeprefix("sqlite:///").partition("?")[0]) if uri.startswith("sqlite:///") else None
+    return Path(uri.removeprefix(SQLITE).partition("?")[0]) if uri.startswith(SQLITE) else None
 
 
 def _absolute(uri: str) -> str:
     """An sqlite URI with the file's absolute path: a relative one is meant from where the command was given."""
     database = _database(uri)
-    return uri.replace(str(database), str(database.absolute()), 1) if database else uri
+    return f"{SQLITE}{database.absolute()}{''.join(uri.partition('?')[1:])}" if database else uri
 
 
 def _artifacts(database: Path) -> Path:
@@ -423,8 +456,8 @@ def _fit(value: object, limit: int) -> str:
 def _reason(error: Exception, uri: str) -> str:
     """Why MLflow failed, in a few words on one line."""
     if isinstance(error, ModuleNotFoundError):
-        return "mlflow is not installed"
+        return f"{(error.name or 'mlflow').partition('.')[0]} is not installed"
     if uri.startswith("http") and "Max retries exceeded" in str(error):
         return "no answer"
     line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return line.replace(uri, public(uri))[:200]
+    return line.replace(uri, public(uri))[:200].strip()

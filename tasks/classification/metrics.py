@@ -44,8 +44,3 @@ class Counts:
             "per_class_accuracy": [hits / of if of else None for hits, of in zip(right, images, strict=True)],
             "calibration_error": float(self._calibration.compute()),
         }
-
-
-def metrics(classes: int) -> Counts:
-    """Fresh, empty counts for K classes."""
-    return Counts(classes)

@@ -204,6 +204,24 @@ def caltech101_resnet34_resnet18() -> Overlay:
     return _paper("caltech101", "resnet34", "resnet18")
 
 
+def caltech101_resnet18_resnet10t() -> Overlay:
+    """Caltech101 at 64x64, ResNet-18 with ImageNet's stem into a ten-layer one: the size that a CPU can do.
+
+    ddad teach caltech101-resnet18-resnet10t && ddad distill caltech101-resnet18-resnet10t
+    """
+    over = {
+        "rounds": 150,
+        "batch_size": 64,
+        "input": {"size": 64},
+        "teacher": {"network": "torchvision:resnet18"},
+        "student": {"network": "timm:resnet10t"},
+        "generator": {"width": 16},
+        "teach": {"epochs": 20, "batch_size": 64, "lr": 0.05},
+        "evaluate_every": 50,
+    }
+    return _on("caltech101", over)
+
+
 RECIPES: dict[str, Recipe] = {
     "classification": classification,
     "digits": digits,
@@ -219,4 +237,5 @@ RECIPES: dict[str, Recipe] = {
     "cifar100-wrn40_2-wrn40_1": cifar100_wrn40_2_wrn40_1,
     "cifar100-wrn40_2-wrn16_2": cifar100_wrn40_2_wrn16_2,
     "caltech101-resnet34-resnet18": caltech101_resnet34_resnet18,
+    "caltech101-resnet18-resnet10t": caltech101_resnet18_resnet10t,
 }

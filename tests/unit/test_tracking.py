@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from harness import config as config_module
 from harness import tracking
@@ -37,7 +37,9 @@ def a_config(uri: str, **fields: Any) -> Config:
 def open_experiment(uri: str, folder: Path, **fields: Any) -> tuple[tracking.Experiment, list[str]]:
     folder.mkdir(exist_ok=True)
     warnings: list[str] = []
-    return tracking.Experiment(a_config(uri, **fields), folder, {"data_free": True}, warnings.append), warnings
+    return tracking.Experiment(
+        a_config(uri, **fields), folder, {"data_free": True, "commit": None}, warnings.append
+    ), warnings
 
 
 def a_network() -> nn.Module:
@@ -74,10 +76,11 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place / "deep" / "mlflow.db"
 
 
-def the_run(database: Path) -> Any:
+def the_run(database: Path, folder: Path | None = None) -> Any:
+    """The MLflow run of a run folder; the module's own where none is given."""
     from mlflow import MlflowClient
 
-    note = json.loads((database.parents[1] / "run" / "mlflow.json").read_text())
+    note = json.loads(((folder or database.parents[1] / "run") / "mlflow.json").read_text())
     return MlflowClient(note["uri"]).get_run(note["run_id"])
 
 
@@ -161,6 +164,36 @@ def test_model_loads_back_and_answers_as_the_student_for_any_batch(database: Pat
     assert not list(folder.rglob("*.pth")), "a pickle"
 
 
+class Unfollowable(nn.Linear):
+    """Control flow that depends on values."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.flatten(1) if x.sum() > 0 else -x.flatten(1))
+
+
+def test_a_student_that_cannot_be_exported_costs_the_run_no_more_than_its_model(database: Path, tmp_path: Path) -> None:
+    experiment, warnings = open_experiment(f"sqlite:///{database}", tmp_path)
+    experiment.model(Unfollowable(64, 10), SHAPE)
+    experiment.metrics(10, {"a": 1.0})
+    experiment.close("FAILED")
+    (warning,) = warnings
+    assert warning.startswith("MLflow does not hold the student (") and "\n" not in warning
+    run = the_run(database, tmp_path)
+    assert run.info.status == "FAILED"
+    assert run.outputs is None or not run.outputs.model_outputs
+    assert steps(database, run.info.run_id, "a") == [(10, 1.0)]
+
+
+def test_a_relative_store_is_meant_from_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for uri, path in {
+        "sqlite:///./a/mlflow.db": "a/mlflow.db",
+        "sqlite:///sqlite?timeout=9": "sqlite?timeout=9",
+    }.items():
+        assert tracking._absolute(uri) == f"sqlite:///{tmp_path}/{path}"
+    assert tracking._absolute("sqlite:////a/b.db") == "sqlite:////a/b.db"
+
+
 def test_resumed_run_continues_and_repeats_nothing(database: Path, tmp_path: Path) -> None:
     uri, folder = f"sqlite:///{database}", tmp_path / "run"
     experiment, warnings = open_experiment(uri, folder)
@@ -208,6 +241,7 @@ def test_a_run_the_store_has_lost_starts_anew_with_all_its_rows(database: Path, 
         ("sqlite:///{tmp}/file/mlflow.db", "file is not a folder"),
         ("http://user:secret@127.0.0.1:1", "no answer"),
         ("nonsense://nowhere", "nonsense"),
+        ("", "it has no name"),
         ("sqlite:///{tmp}/file", "file is not a database"),
     ],
 )
