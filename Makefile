@@ -67,8 +67,10 @@ check: lint types imports test ## all of the above, as CI runs it
 golden: setup ## the golden curves: unchanged numerics give identical figures
 	$(BIN)/python -m pytest tests/golden
 
-bench: setup ## every benchmarks/bench_*.py, each a few minutes
-	@set -e; for script in benchmarks/bench_*.py; do echo "$$script"; $(BIN)/python "$$script"; done
+bench: export OMP_NUM_THREADS ?= 2
+bench: setup ## what the harness costs beside a bare loop, on digits
+	$(BIN)/ddad teach digits
+	$(BIN)/python -m benchmarks.overhead
 
 clean: ## removes what the targets above made, .venv too; runs/, teachers/ and data/ stay
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from harness.losses import Answer, Terms
+from harness.terms import Answer, Terms
 
 Teacher = Callable[[Tensor], Answer]
 """The frozen network: images x [B, C, H, W] -> Answer."""

@@ -9,20 +9,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
-import types
-import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from harness.errors import UserError, nearest
+from harness import ranges, strict
+from harness.errors import UserError
+from harness.strict import Overlay
 
 SCHEMA = 1
 """Rises only when the meaning of a recorded field changes; a new field takes its default."""
-
-Overlay = Mapping[str, Any]
-"""A nested dictionary that sets some of a Config's fields."""
 
 Weight = float | list[list[float]]
 """A number, or a schedule [[round, value], ...]: each value holds from its round (0 first) until the next."""
@@ -250,24 +246,6 @@ BOOKKEEPING = frozenset(
 """Fields that do not determine the result: they alone may change when a run is resumed."""
 
 
-def paths(kind: type = Config, prefix: str = "") -> Iterator[str]:
-    """Every dotted path of a Config that takes a value."""
-    for name, hint in typing.get_type_hints(kind).items():
-        if dataclasses.is_dataclass(hint):
-            yield from paths(typing.cast(type, hint), f"{prefix}{name}.")
-        else:
-            yield prefix + name
-
-
-def merge(base: Overlay, over: Overlay) -> dict[str, Any]:
-    """`base` with the values of `over` in their places; lists are replaced, dictionaries merged."""
-    merged = dict(base)
-    for key, value in over.items():
-        old = merged.get(key)
-        merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-    return merged
-
-
 def build(overlay: Overlay) -> Config:
     """The Config that `overlay` describes over the field defaults.
 
@@ -279,8 +257,8 @@ def build(overlay: Overlay) -> Config:
             f"this configuration has schema {schema!r}, this version reads schema {SCHEMA}: "
             "use the version of ddad that wrote it, or start again from its recipe"
         )
-    config = typing.cast(Config, _build(Config, overlay, ""))
-    _check(config)
+    config = strict.build(Config, overlay)
+    ranges.check(flat(config), _num_channels(config))
     return config
 
 
@@ -322,7 +300,7 @@ def image_shape(config: Config) -> tuple[int, int, int]:
     """(C, H, W) of an input image."""
     size = config.input.size
     height, width = (size, size) if isinstance(size, int) else size
-    return (1 if config.teacher.channels == "gray" else 3, height, width)
+    return (_num_channels(config), height, width)
 
 
 def weight_at(weight: Weight, round_index: int) -> float:
@@ -337,117 +315,5 @@ def ever(weight: Weight) -> bool:
     return any(value for _, value in weight) if isinstance(weight, list) else bool(weight)
 
 
-def _build(kind: type, overlay: object, prefix: str) -> object:
-    if not isinstance(overlay, Mapping):
-        raise UserError(f"{prefix.rstrip('.')}={overlay!r}: expected a group of fields {_names(kind)}")
-    hints = typing.get_type_hints(kind)
-    for key in overlay:
-        if key not in hints:
-            raise UserError(f"unknown path '{prefix}{key}'{nearest(f'{prefix}{key}', paths())}")
-    values = {}
-    for key, value in overlay.items():
-        hint, path = hints[key], prefix + key
-        group = isinstance(hint, type) and dataclasses.is_dataclass(hint)
-        values[key] = _build(hint, value, path + ".") if group else _value(hint, value, path)
-    return kind(**values)
-
-
-def _value(hint: Any, value: object, path: str) -> object:
-    try:
-        return _convert(hint, value)
-    except TypeError:
-        raise UserError(f"{path}={value!r}: expected {_describe(hint)}") from None
-
-
-def _convert(hint: Any, value: Any) -> Any:
-    """`value` as the type `hint` names; TypeError where it is not one."""
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        for option in inner:
-            try:
-                return _convert(option, value)
-            except TypeError:
-                continue
-    elif origin is Literal:
-        if value in inner and type(value) is str:
-            return value
-    elif origin is list:
-        if isinstance(value, list | tuple):
-            return [_convert(inner[0], item) for item in value]
-    elif origin is dict:
-        if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-            return dict(value)
-    elif hint is float:
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-    elif hint is type(None):
-        if value is None:
-            return None
-    elif type(value) is hint:
-        return value
-    raise TypeError
-
-
-def _describe(hint: Any) -> str:
-    """A type hint in words."""
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(_describe(option) for option in inner)
-    if origin is Literal:
-        return "one of " + ", ".join(str(option) for option in inner)
-    if origin is list:
-        return f"a list of {_describe(inner[0])}"
-    if origin is dict:
-        return "a group of keyword arguments"
-    return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(hint, "null")
-
-
-def _names(kind: type) -> str:
-    return ", ".join(typing.get_type_hints(kind))
-
-
-def _check(config: Config) -> None:
-    """Ranges, each with the value that was given."""
-
-    def need(holds: bool, path: str, value: object, expected: str) -> None:
-        if not holds:
-            raise UserError(f"{path}={value!r}: expected {expected}")
-
-    values = flat(config)
-    for path in ("rounds", "batch_size", "student_steps", "log_every", "checkpoint.every", "checkpoint.keep",
-                 "generator.latent_size", "teach.epochs", "teach.batch_size"):  # fmt: skip
-        need(values[path] >= 1, path, values[path], "at least 1")
-    for path in ("seed", "teach.seed", "evaluate_every", "data.workers", "generator.width", "student.clip",
-                 "generator.clip", "student.weight_decay", "generator.weight_decay"):  # fmt: skip
-        need(values[path] >= 0, path, values[path], "at least 0")
-    for path in ("student.lr", "generator.lr", "teach.lr", "temperature"):
-        need(0 < values[path] < math.inf, path, values[path], "a number above 0")
-    need(config.classes >= 2, "classes", config.classes, "the number of classes, at least 2")
-    need(config.max_minutes is None or config.max_minutes > 0, "max_minutes", config.max_minutes, "above 0, or null")
-    for name, weight in dataclasses.asdict(config.weights).items():
-        _check_weight(f"weights.{name}", weight)
-    sizes = config.input.size if isinstance(config.input.size, list) else [config.input.size] * 2
-    need(len(sizes) == 2 and min(sizes) >= 1, "input.size", config.input.size, "a side or [height, width] in pixels")
-    channels = image_shape(config)[0]
-    for name, values_ in (("mean", config.teacher.mean), ("std", config.teacher.std)):
-        fits = values_ is None or len(values_) == channels
-        need(fits, f"teacher.{name}", values_, f"{channels} numbers for {config.teacher.channels} images")
-    need(min(config.teacher.std or [1.0]) > 0, "teacher.std", config.teacher.std, "numbers above 0")
-    for player, part in (("student", config.student), ("generator", config.generator)):
-        inside = len(part.betas) == 2 and all(0 <= beta < 1 for beta in part.betas)
-        need(inside, f"{player}.betas", part.betas, "two numbers in [0, 1)")
-        need(0 <= part.momentum < 1, f"{player}.momentum", part.momentum, "a number in [0, 1)")
-        rising = part.milestones == sorted(part.milestones) and all(0 < m < 1 for m in part.milestones)
-        need(rising, f"{player}.milestones", part.milestones, "rising fractions of the run, each in (0, 1)")
-
-
-def _check_weight(path: str, weight: Weight) -> None:
-    if not isinstance(weight, list):
-        if not 0 <= weight < math.inf:
-            raise UserError(f"{path}={weight!r}: expected a number of at least 0, or a list of [round, value]")
-        return
-    pairs = all(len(pair) == 2 and 0 <= pair[1] < math.inf for pair in weight)
-    starts = [pair[0] for pair in weight if pair]
-    if not weight or not pairs or starts[0] != 0 or starts != sorted(set(starts)):
-        expected = "a list of [round, value], rounds rising from 0, values at least 0"
-        raise UserError(f"{path}={weight!r}: expected {expected}")
+def _num_channels(config: Config) -> int:
+    return 1 if config.teacher.channels == "gray" else 3

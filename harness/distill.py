@@ -21,10 +21,10 @@ from harness.distributed.runtime import Runtime
 from harness.errors import Diverged
 from harness.evaluate import Scores, measure
 from harness.export import write_student
-from harness.losses import Terms
 from harness.machine import Machine, build_teacher
 from harness.record import Record, class_names, latest
 from harness.resolve import UNTRAINED
+from harness.terms import Terms
 from harness.tracking import Status
 
 RESULT_SCHEMA = 1
@@ -194,6 +194,7 @@ def _finish(machine: Machine, record: Record, report: Report) -> dict[str, Any]:
     scores = _measure(machine)
     record.row(report.round, report.seconds, _evaluation(config, scores))
     spec = config.student
+    own_file = networks.source_file(spec.network)
     write_student(
         record.path,
         machine.student.module,
@@ -204,6 +205,7 @@ def _finish(machine: Machine, record: Record, report: Report) -> dict[str, Any]:
             "classes": config.classes,
             "class_names": record.names,
             "preprocessing": dataclasses.asdict(images.preprocessing(config)),
+            "source": networks.file_record(own_file) if own_file else None,
         },
     )
     record.curves()

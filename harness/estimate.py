@@ -15,6 +15,7 @@ from harness import folder, machine, methods, networks
 from harness.config import Config
 from harness.distributed.runtime import Runtime
 from harness.resolve import UNTRAINED
+from harness.strict import merge
 
 
 def estimate(config: Config, output: Path | None, say: Callable[[str], None]) -> None:
@@ -43,7 +44,7 @@ def estimate(config: Config, output: Path | None, say: Callable[[str], None]) ->
 def untrained(config: Config) -> Config:
     """The configuration with a teacher of random weights."""
     change = {"teacher": {"checkpoint": UNTRAINED}}
-    return config_module.build(config_module.merge(config_module.to_dict(config), change))
+    return config_module.build(merge(config_module.to_dict(config), change))
 
 
 def _seconds(built: machine.Machine, turn_index: int) -> float:

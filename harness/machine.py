@@ -18,10 +18,10 @@ from harness.data import TrainingBatches
 from harness.distributed.runtime import Runtime
 from harness.errors import UserError
 from harness.latents import latents, mix, shard
-from harness.losses import Answer, Terms, settle
 from harness.methods import Turn
 from harness.players import Health, Player
 from harness.resolve import UNTRAINED
+from harness.terms import Answer, Terms, settle
 
 
 class Observed:

@@ -9,9 +9,10 @@ from typing import Literal
 from torch import Tensor
 
 from harness import losses, task
-from harness.config import Config, Overlay, weight_at
+from harness.config import Config, weight_at
 from harness.errors import UserError, nearest
-from harness.losses import Answer, Term, Weighted
+from harness.strict import Overlay
+from harness.terms import Answer, Term, Weighted
 
 
 @dataclass(frozen=True)

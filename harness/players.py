@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from harness import optimizers
 from harness.config import Optimizer
 from harness.errors import Diverged
-from harness.losses import Terms
 from harness.moments import NormLayer
+from harness.terms import Terms
 
 
 class Engine(Protocol):
@@ -77,7 +76,7 @@ class Player:
         self.health = health
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.norms = [layer for layer in module.modules() if isinstance(layer, NormLayer) and layer.track_running_stats]
-        self.optimizer = build_optimizer(self.parameters, settings)
+        self.optimizer = optimizers.build(self.parameters, settings)
         self.engine: Engine | None = None
 
     def start(self, engine: Engine) -> None:
@@ -112,7 +111,7 @@ class Player:
         if self.settings.clip > 0:
             nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.settings, self.updates / self.num_updates)
+            group["lr"] = optimizers.learning_rate(self.settings, self.updates / self.num_updates)
         self.engine.step()
         self.updates += 1
 
@@ -121,27 +120,3 @@ class Player:
             parameter.requires_grad = learning
         for layer in self.norms:  # a training-mode layer that does not track uses the batch and leaves its buffers be
             layer.track_running_stats = learning
-
-
-def build_optimizer(parameters: Iterable[nn.Parameter], settings: Optimizer) -> torch.optim.Optimizer:
-    """The torch optimiser that settings name; fused, because only those can skip an update on the device."""
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(
-            parameters,
-            lr=settings.lr,
-            momentum=settings.momentum,
-            nesterov=settings.nesterov,
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
-    betas = (settings.betas[0], settings.betas[1])
-    return torch.optim.Adam(parameters, lr=settings.lr, betas=betas, weight_decay=settings.weight_decay, fused=True)
-
-
-def learning_rate(settings: Optimizer, progress: float) -> float:
-    """The learning rate at a fraction of the run in [0, 1)."""
-    if settings.schedule == "cosine":
-        return settings.lr * (1 + math.cos(math.pi * progress)) / 2
-    if settings.schedule == "multistep":
-        return settings.lr * settings.gamma ** bisect_right(settings.milestones, progress)
-    return settings.lr

@@ -13,9 +13,9 @@ from harness import folder, images, pictures, tracking
 from harness import task as tasks
 from harness.config import Config
 from harness.evaluate import evaluating
-from harness.losses import Terms
 from harness.machine import Machine
 from harness.methods import METHODS
+from harness.terms import Terms
 
 NUM_SAMPLES = 64
 """Images in a sample grid."""

@@ -13,8 +13,9 @@ from typing import Any, cast
 
 from harness import config as config_module
 from harness import methods, task
-from harness.config import Config, Overlay, merge
+from harness.config import Config
 from harness.errors import UserError, nearest
+from harness.strict import Overlay, merge, paths
 
 UNTRAINED = "untrained"
 """The value of `teacher.checkpoint` that asks for random weights."""
@@ -75,7 +76,7 @@ def read_overrides(words: Sequence[str]) -> dict[str, Any]:
 
     for word in words:
         if "=" not in word or word.startswith(("=", "-")):
-            known = nearest(word, config_module.paths()) if not word.startswith("-") else ""
+            known = nearest(word, paths(Config)) if not word.startswith("-") else ""
             raise UserError(f"{word!r}: expected path=value{known}")
     overlay: dict[str, Any] = {}
     for word in words:

@@ -10,13 +10,14 @@ from torch import nn
 
 from harness import checkpoint, config, evaluate, folder, networks
 from harness import task as tasks
-from harness.config import Config, merge
+from harness.config import Config
 from harness.distributed.runtime import Runtime
 from harness.errors import UserError
 from harness.export import load_student
 from harness.machine import Machine, build_teacher
 from harness.methods import find
 from harness.resolve import UNTRAINED
+from harness.strict import merge
 
 
 def of_run(run: Path, warn: Callable[[str], None]) -> dict[str, Any]:

@@ -8,8 +8,9 @@ import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
-from harness.config import Config, Overlay
+from harness.config import Config
 from harness.errors import UserError, nearest
+from harness.strict import Overlay
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -310,6 +310,9 @@ def _connect(uri: str) -> MlflowClient:
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     with _impatient(), _alone(database):
+        if database and database.stat().st_size == 0:  # made in whole or not at all: MLflow cannot mend a half-made one
+            with files.atomic(database) as temporary:
+                MlflowClient(f"{SQLITE}{temporary}").search_experiments(max_results=1)
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
     return client
@@ -317,7 +320,7 @@ def _connect(uri: str) -> MlflowClient:
 
 @contextmanager
 def _alone(database: Path | None) -> Iterator[None]:
-    """Inside, no other run opens this sqlite store: MLflow fails where two processes make the same one at once."""
+    """Inside, no other run opens this sqlite store: MLflow fails where two make the same one at once."""
     if database is None:
         yield
         return

@@ -12,7 +12,8 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
-from harness.config import Config, Overlay
+from harness.config import Config
+from harness.strict import Overlay
 from harness.task import Dataset, Metrics, Recipe, Split
 from tasks.classification import networks
 from tasks.classification.metrics import Counts

@@ -18,10 +18,11 @@ from PIL import Image
 from torch import Tensor
 from torchvision import datasets
 
-from harness.config import Config, build, merge
+from harness.config import Config, build
 from harness.data import TrainingBatches, evaluation_loader
 from harness.errors import UserError
 from harness.images import preprocessing
+from harness.strict import merge
 from tasks.classification import data, task
 
 

@@ -11,6 +11,7 @@ from harness import config as config_module
 from harness import resolve
 from harness.config import weight_at
 from harness.errors import UserError
+from harness.strict import merge
 
 LEAST = {"task": "classification", "classes": 3}
 
@@ -117,7 +118,7 @@ def test_words_are_read_as_yaml() -> None:
 )
 def test_mistakes_name_what_was_given_and_expected(over: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as error:
-        config_module.build(config_module.merge(LEAST, over))
+        config_module.build(merge(LEAST, over))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 

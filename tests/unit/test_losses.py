@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from harness import losses
-from harness.losses import Term, settle
+from harness.terms import Term, settle
 
 
 def value(term: Term) -> float:

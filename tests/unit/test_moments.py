@@ -11,7 +11,7 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 from harness import losses, moments
-from harness.losses import settle
+from harness.terms import settle
 
 
 def distance(module: nn.Module, x: Tensor, form: str) -> Tensor:
@@ -94,7 +94,8 @@ def test_layers_that_never_fire_and_other_norms_are_tolerated() -> None:
             self.group, self.stateless = nn.GroupNorm(1, 2), nn.BatchNorm2d(2, track_running_stats=False)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.stateless(self.group(self.used(x)))
+            output: Tensor = self.stateless(self.group(self.used(x)))
+            return output
 
     network = Network().eval()
     with moments.observe(network) as found:

@@ -13,7 +13,7 @@ from harness import checkpoint
 from harness.config import Optimizer
 from harness.errors import Diverged, UserError
 from harness.machine import Machine
-from harness.players import learning_rate
+from harness.optimizers import learning_rate
 from tests.unit.test_turns import build
 
 

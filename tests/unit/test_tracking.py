@@ -25,8 +25,6 @@ from harness.config import Config
 from harness.errors import UserError
 from tests.helpers import environment
 
-pytestmark = pytest.mark.filterwarnings(r"ignore::DeprecationWarning:mlflow\..*")  # its own use of SQLAlchemy
-
 SHAPE = (1, 8, 8)
 
 
@@ -258,6 +256,36 @@ def test_run_goes_on_without_a_store_and_says_so_once(tmp_path: Path, uri: str, 
     (warning,) = warnings
     assert reason in warning and "\n" not in warning and "secret" not in warning
     assert warning.endswith("metrics.jsonl does")
+
+
+@pytest.mark.slow
+def test_runs_that_start_together_make_one_store_even_where_one_is_killed(tmp_path: Path) -> None:
+    program = """
+import sys
+from pathlib import Path
+from harness import config, tracking
+Path(sys.argv[1]).mkdir()
+experiment = tracking.Experiment(config.build({"classes": 10}), Path(sys.argv[1]), {}, print)
+experiment.metrics(10, {"a": 1.0})
+print("begun", flush=True)
+experiment.close("FINISHED")
+"""
+    command = [sys.executable, "-c", program]
+    doomed = subprocess.Popen([*command, "0"], cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True)
+    assert doomed.stdout is not None
+    while not list(tmp_path.glob(".mlflow.db.*")):  # until it makes the store
+        assert doomed.poll() is None
+        time.sleep(0.05)
+    doomed.kill()
+    doomed.communicate()
+    runs = [
+        subprocess.Popen([*command, name], cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True)
+        for name in ("1", "2")
+    ]
+    assert [run.communicate(timeout=300)[0] for run in runs] == ["begun\n", "begun\n"]
+    for name in ("1", "2"):
+        run_id = json.loads((tmp_path / name / "mlflow.json").read_text())["run_id"]
+        assert steps(tmp_path / "mlflow.db", run_id, "a") == [(10, 1.0)]
 
 
 def test_run_goes_on_where_mlflow_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from harness import config as config_module
 from harness import machine, methods
-from harness.config import Overlay, merge
 from harness.distributed.runtime import Runtime
 from harness.errors import Diverged, UserError
 from harness.machine import Machine
+from harness.strict import Overlay, merge
 
 SMALL: Overlay = {
     "task": "classification",

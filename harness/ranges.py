@@ -1,0 +1,56 @@
+"""What values a configuration may hold beyond their types; every message has the value that was given."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from harness.errors import UserError
+
+
+def check(values: Mapping[str, Any], num_channels: int) -> None:
+    """Raises UserError for the first of {dotted path: value} that is out of range for images of C channels."""
+
+    def need(holds: bool, path: str, expected: str) -> None:
+        if not holds:
+            raise UserError(f"{path}={values[path]!r}: expected {expected}")
+
+    for path in ("rounds", "batch_size", "student_steps", "log_every", "checkpoint.every", "checkpoint.keep",
+                 "generator.latent_size", "teach.epochs", "teach.batch_size"):  # fmt: skip
+        need(values[path] >= 1, path, "at least 1")
+    for path in ("seed", "teach.seed", "evaluate_every", "data.workers", "generator.width", "student.clip",
+                 "generator.clip", "student.weight_decay", "generator.weight_decay"):  # fmt: skip
+        need(values[path] >= 0, path, "at least 0")
+    for path in ("student.lr", "generator.lr", "teach.lr", "temperature"):
+        need(0 < values[path] < math.inf, path, "a number above 0")
+    need(values["classes"] >= 2, "classes", "the number of classes, at least 2")
+    need((values["max_minutes"] or 1) > 0, "max_minutes", "above 0, or null")
+    size = values["input.size"]
+    sides = size if isinstance(size, list) else [size, size]
+    need(len(sides) == 2 and min(sides) >= 1, "input.size", "a side or [height, width] in pixels")
+    for path in ("teacher.mean", "teacher.std"):
+        fits = values[path] is None or len(values[path]) == num_channels
+        need(fits, path, f"{num_channels} numbers for {values['teacher.channels']} images")
+    need(min(values["teacher.std"] or [1.0]) > 0, "teacher.std", "numbers above 0")
+    for player in ("student", "generator"):
+        betas, falls = values[f"{player}.betas"], values[f"{player}.milestones"]
+        need(len(betas) == 2 and all(0 <= beta < 1 for beta in betas), f"{player}.betas", "two numbers in [0, 1)")
+        need(0 <= values[f"{player}.momentum"] < 1, f"{player}.momentum", "a number in [0, 1)")
+        rising = falls == sorted(falls) and all(0 < fall < 1 for fall in falls)
+        need(rising, f"{player}.milestones", "rising fractions of the run, each in (0, 1)")
+    for path, value in values.items():
+        if path.startswith("weights."):
+            _check_weight(path, value)
+
+
+def _check_weight(path: str, weight: float | list[list[float]]) -> None:
+    if not isinstance(weight, list):
+        if not 0 <= weight < math.inf:
+            raise UserError(f"{path}={weight!r}: expected a number of at least 0, or a list of [round, value]")
+        return
+    pairs = all(len(pair) == 2 and 0 <= pair[1] < math.inf for pair in weight)
+    starts = [pair[0] for pair in weight if pair]
+    if not weight or not pairs or starts[0] != 0 or starts != sorted(set(starts)):
+        expected = "a list of [round, value], rounds rising from 0, values at least 0"
+        raise UserError(f"{path}={weight!r}: expected {expected}")

@@ -1,0 +1,108 @@
+"""Nested plain data into dataclasses, strictly: an unknown path or a value of another type is a mistake."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, TypeVar
+
+from harness.errors import UserError, nearest
+
+Overlay = Mapping[str, Any]
+"""A nested dictionary that sets some of a dataclass's fields."""
+
+Built = TypeVar("Built")
+
+
+def paths(kind: type, prefix: str = "") -> Iterator[str]:
+    """Every dotted path of a dataclass that takes a value."""
+    for name, hint in typing.get_type_hints(kind).items():
+        if dataclasses.is_dataclass(hint):
+            yield from paths(typing.cast(type, hint), f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def merge(base: Overlay, over: Overlay) -> dict[str, Any]:
+    """`base` with the values of `over` in their places; lists are replaced, dictionaries merged."""
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def build(kind: type[Built], overlay: Overlay) -> Built:
+    """The dataclass that `overlay` describes over its field defaults; UserError names the path and what it takes."""
+    return typing.cast(Built, _build(kind, overlay, "", list(paths(kind))))
+
+
+def _build(kind: type, overlay: object, prefix: str, known: list[str]) -> object:
+    if not isinstance(overlay, Mapping):
+        raise UserError(f"{prefix.rstrip('.')}={overlay!r}: expected a group of fields {_names(kind)}")
+    hints = typing.get_type_hints(kind)
+    for key in overlay:
+        if key not in hints:
+            raise UserError(f"unknown path '{prefix}{key}'{nearest(f'{prefix}{key}', known)}")
+    values = {}
+    for key, value in overlay.items():
+        hint, path = hints[key], prefix + key
+        group = isinstance(hint, type) and dataclasses.is_dataclass(hint)
+        values[key] = _build(hint, value, path + ".", known) if group else _value(hint, value, path)
+    return kind(**values)
+
+
+def _value(hint: Any, value: object, path: str) -> object:
+    try:
+        return _convert(hint, value)
+    except TypeError:
+        raise UserError(f"{path}={value!r}: expected {_describe(hint)}") from None
+
+
+def _convert(hint: Any, value: Any) -> Any:
+    """`value` as the type `hint` names; TypeError where it is not one."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        for option in inner:
+            try:
+                return _convert(option, value)
+            except TypeError:
+                continue
+    elif origin is Literal:
+        if value in inner and type(value) is str:
+            return value
+    elif origin is list:
+        if isinstance(value, list | tuple):
+            return [_convert(inner[0], item) for item in value]
+    elif origin is dict:
+        if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+            return dict(value)
+    elif hint is float:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+    elif hint is type(None):
+        if value is None:
+            return None
+    elif type(value) is hint:
+        return value
+    raise TypeError
+
+
+def _describe(hint: Any) -> str:
+    """A type hint in words."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_describe(option) for option in inner)
+    if origin is Literal:
+        return "one of " + ", ".join(str(option) for option in inner)
+    if origin is list:
+        return f"a list of {_describe(inner[0])}"
+    if origin is dict:
+        return "a group of keyword arguments"
+    return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(hint, "null")
+
+
+def _names(kind: type) -> str:
+    return ", ".join(typing.get_type_hints(kind))
