@@ -71,7 +71,7 @@ def test_tied_and_strided_weights_are_written(tmp_path: Path) -> None:
     module = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     module[1].weight = module[0].weight
     module[0].bias.data = torch.arange(6.0)[::2]
-    export.write_student(tmp_path, module, {})
+    write_run(tmp_path, module, "cnn12")
     weights = load_file(tmp_path / "student.safetensors")
     assert torch.equal(weights["1.weight"], weights["0.weight"])
     assert weights["0.bias"].tolist() == [0, 2, 4]
@@ -89,6 +89,9 @@ def test_load_student_says_what_is_wrong_with_a_folder(run: Path, tmp_path: Path
         export.load_student(run)
     (run / "student.json").write_text(described[:40])
     with pytest.raises(UserError, match=r"student\.json cannot be read"):
+        export.load_student(run)
+    (run / "student.json").write_text(described.replace('"source"', '"origin"'))
+    with pytest.raises(UserError, match=r"student\.json lacks source"):
         export.load_student(run)
     (run / "student.json").write_text(described)
     with (run / "student.safetensors").open("ab") as file:

@@ -1,0 +1,111 @@
+"""The core use, from beginning to end: a stranger's checkpoint and network file, no data at all, a student to use."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from tests.end_to_end.conftest import Ddad
+
+NETWORK = """
+from torch import nn
+
+
+def shapes(classes, channels, width=8):
+    return nn.Sequential(
+        nn.Conv2d(channels, width, 3, stride=2, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
+        nn.Conv2d(width, width, 3, stride=2, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes),
+    )
+"""
+
+RUN = (
+    "distill", "classification", "teacher.network=net.py:shapes", "teacher.checkpoint=mine.pth", "classes=17",
+    "student.network=net.py:shapes", "student.arguments.width=4", "input.size=64", "teacher.mean=[.5,.4,.3]",
+    "teacher.std=[.2,.2,.2]", "teacher.channels=bgr", "rounds=2", "batch_size=16", "generator.width=4",
+    "generator.latent_size=8", "tracking.uri=none",
+)  # fmt: skip
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a network file and a checkpoint as training scripts leave them, and nothing else."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DDAD_DATA", raising=False)
+    Path("net.py").write_text(NETWORK)
+    scope: dict[str, object] = {}
+    exec(NETWORK, scope)
+    module = scope["shapes"](17, 3)  # type: ignore[operator]
+    module.train()(torch.randn(32, 3, 64, 64))
+    weights = {f"module.{key}": value for key, value in module.state_dict().items()}
+    torch.save(
+        {"epoch": 9, "model_state_dict": weights, "optimizer_state_dict": {"state": {}, "param_groups": []}}, "mine.pth"
+    )
+    return tmp_path
+
+
+def photographs(root: Path, per_class: int = 2) -> list[Path]:
+    """Images of 17 classes, each of its own size."""
+    made = []
+    for index in range(17):
+        for number in range(per_class):
+            path = root / f"kind{index:02d}" / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (70 + index, 64 + 3 * number), (15 * index, 90, 255 - 15 * index)).save(path)
+            made.append(path)
+    return made
+
+
+def test_no_data_at_all(mine: Path, ddad: Ddad) -> None:
+    said = ddad(*RUN, "--output", "run")
+    assert said.code == 0, said.err
+    result = json.loads(Path("run/result.json").read_text())
+    assert result["agreement_on"] == "generated" and 0 <= result["agreement"] <= 1
+    assert result["student"]["accuracy"] is None and result["teacher"]["accuracy"] is None
+    assert result["data_free"] is True and "untrained" not in result["teacher"]
+    assert "agreement is on generated ones" in " ".join(said.out.split())
+    again = json.loads(ddad("evaluate", "run", "--json").out)
+    assert (again["agreement"], again["agreement_on"]) == (result["agreement"], "generated")
+
+
+def test_own_test_images_predict_and_export(mine: Path, ddad: Ddad) -> None:
+    images = photographs(mine / "photos")
+    said = ddad(*RUN, "--output", "run", "data.name=image_folder", "data.root=photos")
+    assert said.code == 0, said.err
+    result = json.loads(Path("run/result.json").read_text())
+    assert result["agreement_on"] == "test" and 0 <= result["student"]["accuracy"] <= 1
+
+    found = json.loads(ddad("predict", "run", *images, "--json").out)["predictions"]
+    right = [answer["class"] == Path(answer["image"]).parent.name for answer in found]
+    assert sum(right) / len(right) == pytest.approx(result["student"]["accuracy"]), "predict sees what evaluate saw"
+    assert all(0 < answer["probability"] <= 1 and len(answer["top5"]) == 5 for answer in found)
+
+    for kind, ending in (("safetensors", "safetensors"), ("onnx", "onnx"), ("torch.export", "pt2")):
+        said = ddad("export", "run", "--format", kind, "--json")
+        assert said.code == 0, said.err
+        written = json.loads(said.out)
+        assert Path(written["file"]).suffix == f".{ending}" and written["max_difference"] < 1e-3
+        beside = json.loads(Path(written["file"] + ".json").read_text())
+        assert beside["preprocessing"]["channels"] == "bgr" and beside["preprocessing"]["mean"] == [0.5, 0.4, 0.3]
+    assert (
+        load_file("run/student.safetensors").keys()
+        == load_file(json.loads(ddad("export", "run", "--json").out)["file"]).keys()
+    )
+
+
+def test_a_wrong_number_of_classes_is_said(mine: Path, ddad: Ddad) -> None:
+    line = ddad(*RUN, "classes=12", "--output", "run").complaint()
+    assert "17 classes" in line and "classes=12" in line
+    assert not Path("run").exists()
+
+
+def test_test_images_of_another_number_of_classes(mine: Path, ddad: Ddad) -> None:
+    Path("photos/one").mkdir(parents=True)
+    Image.new("RGB", (64, 64)).save("photos/one/a.png")
+    line = ddad(*RUN, "--output", "run", "data.name=image_folder", "data.root=photos").complaint()
+    assert "classes=17" in line and not Path("run").exists()
