@@ -19,6 +19,7 @@ from harness import task as tasks
 from harness.config import Config, Tracking
 from harness.distributed.runtime import Runtime
 from harness.errors import Diverged
+from harness.estimate import untrained
 from harness.evaluate import Scores, measure
 from harness.export import write_student
 from harness.machine import Machine, build_teacher
@@ -74,19 +75,19 @@ def rounds(
     """
     path = output or folder.default(config)
     if finished := folder.finished(path, config):
+        warn(f"{path} is finished: this is what it found")
         yield _last(config, path, finished)
         return
-    if config.teach.automatic and not Path(str(config.teacher.checkpoint)).exists():
-        warn(f"no teacher at {config.teacher.checkpoint} yet: teaching one on {config.data.name} first")
+    awaited = config.teach.automatic and config.teacher.checkpoint != UNTRAINED
+    if awaited and not Path(str(config.teacher.checkpoint)).exists():
+        _rehearse(untrained(config))
+        warn(f"no teacher at {teaching.target(config)} yet: teaching one on {config.data.name} first")
         for lesson in teach(dataclasses.replace(config, tracking=Tracking(uri="none")), stop=stop, warn=warn):
             if lesson.stopped:
                 yield lesson
                 return
-    turns = methods.find(config.method, config.variant)[0].turns(config)
-    learned_from_labels = all(turn.kind == "supervised" for turn in turns)
-    teacher = None if learned_from_labels else build_teacher(config)
     names = class_names(config)
-    machine = Machine(config, Runtime(config), turns, teacher)
+    machine = _build(config)
     with folder.claim(path):
         folder.open_run(path, config)
         state = checkpoint.restore(path / "checkpoints", machine.players) or {"round": 0, "seconds": 0.0}
@@ -116,14 +117,30 @@ def teach(
     warn: Callable[[str], None] = lambda line: None,
 ) -> Iterator[Report]:
     """Trains the teacher that a configuration names into `teacher.checkpoint`; no report where the file is there."""
-    with teaching.alone(config) as target:
-        if target.exists():
+    target = teaching.target(config)
+    if target.exists():
+        return
+    lesson = teaching.lesson(config)
+    _rehearse(lesson)
+    with teaching.alone(target):
+        if target.exists():  # another process has taught it meanwhile
             return
-        lesson = teaching.lesson(config)
         for report in rounds(lesson, output, stop, warn):
             if report.result:
                 teaching.hand_over(report.folder, target)
             yield report
+
+
+def _build(config: Config) -> Machine:
+    turns = methods.find(config.method, config.variant)[0].turns(config)
+    learned_from_labels = all(turn.kind == "supervised" for turn in turns)
+    return Machine(config, Runtime(config), turns, None if learned_from_labels else build_teacher(config))
+
+
+def _rehearse(config: Config) -> None:
+    """Builds everything once: a mistake shows before a teacher is taught and anything is written."""
+    class_names(config)
+    _build(config)
 
 
 def _train(
@@ -146,6 +163,8 @@ def _train(
             report = Report(done, config.rounds, seconds, speed, values, record.path)
             if values:
                 record.row(done, report.seconds, {**values, "rounds_per_second": report.rounds_per_second})
+            if done in {math.ceil(config.rounds * share / 4) for share in (1, 2, 3, 4)}:
+                record.samples(machine, done)  # before the checkpoint: after a kill between the two they come again
             if done % config.checkpoint.every == 0 or last or stopped:
                 machine.health.verify()
                 position = {"round": done, "seconds": report.seconds}
@@ -155,8 +174,6 @@ def _train(
                 f"diverged in round {index + 1}: {error}; the last good checkpoint is kept in {record.path}: "
                 "lower a learning rate or a weight (a new run), or set student.clip, generator.clip"
             ) from None
-        if done in {math.ceil(config.rounds * share / 4) for share in (1, 2, 3, 4)}:
-            record.samples(machine, done)
         if stopped and not last:
             return dataclasses.replace(report, stopped=stopped)
         if values:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from harness import files, networks
@@ -23,6 +23,9 @@ SCHEMA = 1
 """Of student.json; rises only when the meaning of a field changes."""
 
 WEIGHTS, DESCRIPTION = "student.safetensors", "student.json"
+
+KEYS = ("task", "network", "arguments", "classes", "class_names", "preprocessing", "source", "sha256")
+"""What student.json holds beside `schema`."""
 
 Format = Literal["safetensors", "onnx", "torch.export"]
 
@@ -63,7 +66,8 @@ def load_student(run: Path) -> tuple[nn.Module, dict[str, Any]]:
         raise UserError(f"{path} is not the file that {DESCRIPTION} describes: it was changed or is damaged")
     channels = 1 if record["preprocessing"]["channels"] == "gray" else 3
     task = tasks.load(record["task"])
-    module = networks.build(task, record["network"], record["classes"], channels, record["arguments"])
+    name = networks.located(record["network"], record["source"])
+    module = networks.build(task, name, record["classes"], channels, record["arguments"])
     networks.load_weights(module, path, record["network"])
     return module.eval(), record
 
@@ -165,8 +169,7 @@ def _images(record: dict[str, Any], count: int) -> Tensor:
 def _save_weights(module: nn.Module, path: Path) -> None:
     """All parameters and buffers by name, atomically; tensors that share memory are stored once for each name."""
     weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
-    with files.atomic(path) as temporary:
-        save_file(weights, temporary)
+    files.write(path, save(weights))  # safetensors' own file writer names no reason when the disk is full
 
 
 def _read_record(run: Path) -> dict[str, Any]:
@@ -183,6 +186,8 @@ def _read_record(run: Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read ({type(error).__name__}): expected what a finished run wrote") from None
     if schema != SCHEMA:
         raise UserError(f"{path} has schema {schema!r}, this version reads {SCHEMA}: use the version that wrote it")
+    if missing := [key for key in KEYS if key not in record]:
+        raise UserError(f"{path} lacks {', '.join(missing)}: expected what a finished run wrote")
     return record
 
 

@@ -55,9 +55,12 @@ def open_run(folder: Path, config: Config) -> None:
 
 def finished(folder: Path, config: Config) -> dict[str, Any] | None:
     """What this very run found, where it is finished; UserError where the folder belongs to another run."""
-    if not folder.exists():
-        return None
-    _check_owner(folder, config, {})
+    try:
+        if not folder.exists():
+            return None
+        _check_owner(folder, config, {})
+    except OSError as error:
+        raise UserError(f"{folder} cannot be a run folder: {error.strerror}") from None
     return result(folder)
 
 
@@ -71,7 +74,7 @@ def _check_owner(folder: Path, config: Config, records: Mapping[str, Mapping[str
         changes = _changes(recorded, config, differing)
         raise UserError(f"{folder} belongs to another run ({changes}): give another --output")
     for role, record in records.items():
-        if record["sha256"] != old_records[role]["sha256"]:
+        if record["sha256"] != old_records.get(role, {}).get("sha256"):
             raise UserError(
                 f"{folder}: {record['path']} ({role}) is not the file this run began with: "
                 "put that one back, or give another --output"
@@ -82,12 +85,14 @@ def read_config(folder: Path) -> tuple[Config, dict[str, Any]]:
     """The configuration in a run folder and its file records {role: {path, size, sha256}}."""
     try:
         content = yaml.safe_load((folder / "config.yaml").read_text())
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{folder} is not a run folder: its config.yaml cannot be read ({reason})") from None
     if not isinstance(content, dict):
         raise UserError(f"{folder} is not a run folder: its config.yaml holds no configuration")
-    records = content.pop("records", {})
+    records = content.pop("records", None)
+    if not isinstance(records, dict):
+        raise UserError(f"{folder} is not a run folder: its config.yaml has no records of the files it needs")
     return config_module.build(content), records
 
 

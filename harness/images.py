@@ -45,6 +45,16 @@ class Preprocessing:
         return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None, None]
 
 
+def fit(image: Tensor, height: int, width: int) -> Tensor:
+    """Scaled to cover height x width (bilinear, antialiased), the overhang cropped evenly: [3, height, width]."""
+    from torchvision.transforms.v2 import functional
+
+    scale = max(height / image.shape[-2], width / image.shape[-1])
+    size = [max(height, round(image.shape[-2] * scale)), max(width, round(image.shape[-1] * scale))]
+    cropped: Tensor = functional.center_crop(functional.resize(image, size, antialias=True), [height, width])
+    return cropped
+
+
 def preprocessing(config: Config) -> Preprocessing:
     """The preprocessing a configuration names."""
     num_channels, height, width = image_shape(config)

@@ -17,6 +17,7 @@ from harness.config import Config, Optimizer, ever, image_shape
 from harness.data import TrainingBatches
 from harness.distributed.runtime import Runtime
 from harness.errors import UserError
+from harness.evaluate import evaluating
 from harness.latents import latents, mix, shard
 from harness.methods import Turn
 from harness.players import Health, Player
@@ -48,12 +49,15 @@ class Machine:
         """`teacher`: the network to learn from, with its weights; None where labels teach."""
         self.config, self.runtime, self.turns = config, runtime, turns
         self.health = Health(runtime.device)
+        if teacher:
+            check_fit(f"teacher.network={config.teacher.network}", teacher, config)
         self.teacher = _observed(config, runtime, teacher) if teacher else None
         task = tasks.load(config.task)
         shape = image_shape(config)
         with seeded(config.seed, "student"):
             spec = config.student
             module = networks.build(task, spec.network, config.classes, shape[0], spec.arguments)
+        check_fit(f"student.network={spec.network}", module, config)
         self.student = self._player("student", module, config.student)
         self.generator = None
         if any(turn.source == "latents" for turn in turns):
@@ -133,6 +137,23 @@ def build_teacher(config: Config) -> nn.Module:
     if spec.checkpoint != UNTRAINED:
         networks.load_weights(module, Path(spec.checkpoint), f"teacher.network={spec.network}")
     return module
+
+
+def check_fit(name: str, module: nn.Module, config: Config) -> None:
+    """UserError unless a network takes images [B, C, H, W] of the run's size and answers with logits [B, K, ...]."""
+    given, expected = [2, *image_shape(config)], [2, config.classes]
+    with evaluating([module]):
+        try:
+            answer: object = module(torch.zeros(given))
+        except Exception as error:  # whatever a layer raises over a shape
+            reason = " ".join(str(error).split())
+            raise UserError(f"{name} cannot take images {given}, which follow from input.size: {reason}") from None
+    if not isinstance(answer, Tensor):
+        raise UserError(f"{name} answers with a {type(answer).__name__}, expected logits {expected}")
+    if list(answer.shape[:2]) != expected:
+        raise UserError(
+            f"{name} answers with {list(answer.shape)}, expected logits {expected} of {expected[1]} classes"
+        )
 
 
 def build_generator(config: Config) -> nn.Module:

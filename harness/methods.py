@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -9,7 +10,7 @@ from typing import Literal
 from torch import Tensor
 
 from harness import losses, task
-from harness.config import Config, weight_at
+from harness.config import Config, Weight, weight_at
 from harness.errors import UserError, nearest
 from harness.strict import Overlay
 from harness.terms import Answer, Term, Weighted
@@ -71,7 +72,14 @@ def supervised_terms(config: Config, round_index: int, s: Answer, labels: Tensor
 
 
 def _alternating(config: Config) -> list[Turn]:
-    """k student turns and one generator turn, fresh z each time."""
+    """k student turns and one generator turn, fresh z each time; UserError where the generator has nothing to seek."""
+    weights: list[Weight] = list(vars(config.weights).values())
+    changes = {0.0} | {start for weight in weights if isinstance(weight, list) for start, _ in weight}
+    for start in sorted(changes):
+        if start < config.rounds and not any(weight_at(weight, math.ceil(start)) for weight in weights):
+            raise UserError(
+                f"weights: all are 0 from round {start:g}, the generator has nothing to seek: set one above 0"
+            )
     student = Turn("student", "latents", student_terms)
     return [student] * config.student_steps + [Turn("generator", "latents", generator_terms)]
 

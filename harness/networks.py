@@ -125,6 +125,11 @@ def source_file(name: str) -> Path | None:
     return Path(path).expanduser() if colon and path.endswith(".py") else None
 
 
+def located(name: str, record: Mapping[str, Any] | None) -> str:
+    """A network's name with the user's file at the absolute path of its `file_record`: it holds from any folder."""
+    return f"{record['path']}:{name.rpartition(':')[2]}" if record else name
+
+
 def _own(name: str, classes: int, channels: int, arguments: Mapping[str, Any]) -> object:
     """Calls a function of a user's file, with classes and channels if it takes them."""
     path, wanted = source_file(name), name.rpartition(":")[2]

@@ -116,15 +116,16 @@ def _panels(series: Series) -> list[tuple[str, str, Series]]:
         "generator/entropy": "entropy of the mean prediction, of ln K",
         "generator/top_class": "images in the largest class, of all",
     }
+    judged = ("evaluation", "final")
     panels = []
-    for player in ("student", "generator"):
+    for player in dict.fromkeys(name.partition("/")[0] for name in series if "/" in name):
         terms = {
             name: line
             for name, line in series.items()
-            if name.startswith(f"{player}/") and name not in watched and not name.endswith("/total")
+            if name.startswith(f"{player}/") and name not in watched and player not in judged
         }
-        total = series.get(f"{player}/total")
-        if total and [total] != [line for _, line in sorted(terms.items())]:
+        total = terms.pop(f"{player}/total", None)
+        if total and [total] != list(terms.values()):
             terms[f"{player}/total"] = total
         for name, line in terms.items():
             term = name.removeprefix(f"{player}/").replace("_", " ")
@@ -134,7 +135,7 @@ def _panels(series: Series) -> list[tuple[str, str, Series]]:
     scores: Series = {}
     for name, line in series.items():
         group, _, what = name.partition("/")
-        if group in ("evaluation", "final"):
+        if group in judged:
             rounds, values = scores.setdefault(what.replace("_", " "), ([], []))
             rounds.extend(line[0])
             values.extend(_percent(line)[1])
@@ -166,8 +167,9 @@ def _draw(axes: Axes, heading: str, unit: str, lines: Series, last: int) -> None
     axes.spines[["top", "right"]].set_visible(False)
     every = [value for _, values in lines.values() for value in values]
     if unit.endswith("%"):
-        axes.set_ylim(-3, 130)  # room for the legend above 100
-        axes.set_yticks(range(0, 101, 20))
+        low = 10 * int(min(every) // 10) if 50 <= min(every) < 100 else 0
+        axes.set_ylim(low - 0.03 * (100 - low), 100 + 0.3 * (100 - low))  # the legend stands above 100
+        axes.set_yticks(range(low, 101, (100 - low) // 5))
     elif min(every) > 0 and max(every) / min(every) > LOG_SPAN:
         axes.set_yscale("log")
     if any(lines):

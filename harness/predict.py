@@ -12,7 +12,7 @@ from torch import Tensor
 
 from harness.errors import UserError
 from harness.export import load_student
-from harness.images import Preprocessing, from_record
+from harness.images import Preprocessing, fit, from_record
 
 BATCH_SIZE = 64
 
@@ -72,10 +72,7 @@ def load_image(path: Path, spec: Preprocessing) -> Tensor:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise UserError(f"{path}: the image cannot be read ({reason})") from None
     pixels: Tensor = functional.pil_to_tensor(picture)
-    scale = max(spec.height / picture.height, spec.width / picture.width)
-    size = [max(spec.height, round(picture.height * scale)), max(spec.width, round(picture.width * scale))]
-    pixels = functional.center_crop(functional.resize(pixels, size, antialias=True), [spec.height, spec.width])
-    return pixels.float() / 255
+    return fit(pixels, spec.height, spec.width).float() / 255
 
 
 def _device(name: str) -> torch.device:

@@ -20,12 +20,13 @@ def check(values: Mapping[str, Any], num_channels: int) -> None:
                  "generator.latent_size", "teach.epochs", "teach.batch_size"):  # fmt: skip
         need(values[path] >= 1, path, "at least 1")
     for path in ("seed", "teach.seed", "evaluate_every", "data.workers", "generator.width", "student.clip",
-                 "generator.clip", "student.weight_decay", "generator.weight_decay"):  # fmt: skip
+                 "generator.clip", "student.weight_decay", "generator.weight_decay", "teach.weight_decay"):  # fmt: skip
         need(values[path] >= 0, path, "at least 0")
-    for path in ("student.lr", "generator.lr", "teach.lr", "temperature"):
+    for path in ("student.lr", "generator.lr", "teach.lr", "student.gamma", "generator.gamma", "temperature"):
         need(0 < values[path] < math.inf, path, "a number above 0")
     need(values["classes"] >= 2, "classes", "the number of classes, at least 2")
-    need((values["max_minutes"] or 1) > 0, "max_minutes", "above 0, or null")
+    minutes = values["max_minutes"]
+    need(minutes is None or minutes > 0, "max_minutes", "above 0, or null")
     size = values["input.size"]
     sides = size if isinstance(size, list) else [size, size]
     need(len(sides) == 2 and min(sides) >= 1, "input.size", "a side or [height, width] in pixels")

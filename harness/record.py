@@ -13,6 +13,7 @@ from harness import folder, images, pictures, tracking
 from harness import task as tasks
 from harness.config import Config
 from harness.evaluate import evaluating
+from harness.log import Log, read
 from harness.machine import Machine
 from harness.methods import METHODS
 from harness.terms import Terms
@@ -33,7 +34,7 @@ class Record:
     def __init__(self, path: Path, config: Config, start: int, names: list[str], warn: Callable[[str], None]) -> None:
         """`start`: rounds the run has behind it; rows of later ones are dropped, for they will come again."""
         self.path, self.config, self.names, self.warn = path, config, names, warn
-        self.log = tracking.Log(path / "metrics.jsonl", keep_through=start)
+        self.log = Log(path / "metrics.jsonl", keep_through=start)
         tags = {"data_free": METHODS[config.method].data_free, "commit": folder.commit()}
         self.experiment = tracking.Experiment(config, path, tags, warn)
         self.experiment.params(config_module.flat(config))
@@ -72,7 +73,7 @@ class Record:
         """curves.png from all rows so far."""
         path = self.path / "curves.png"
         title = f"{self.config.recipe}, {self.config.method}, seed {self.config.seed}"
-        if pictures.curves(tracking.read(self.path / "metrics.jsonl"), path, title):
+        if pictures.curves(read(self.path / "metrics.jsonl"), path, title):
             self.experiment.picture(path, "curves")
         else:
             self.warn("matplotlib is not installed: no curves.png was drawn")

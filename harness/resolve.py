@@ -55,6 +55,9 @@ def _finish(overlay: Overlay) -> Config:
     config = config_module.build(overlay)
     task.load(config.task)
     methods.find(config.method, config.variant)
+    for role in ("teacher", "student"):
+        if not getattr(config, role).network and (role, config.method) != ("teacher", "supervised"):
+            raise UserError(f"{role}.network is not set: name a network, or path/to/file.py:function")
     fill: dict[str, Any] = {}
     if config.student_discrepancy is None:
         fill["student_discrepancy"] = config.discrepancy
@@ -99,7 +102,7 @@ def read_file(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"--config {path}: there is no such file") from None
     except OSError as error:
-        raise UserError(f"--config {path}: {error.strerror}") from None
+        raise UserError(f"--config {path}: {error.strerror or _first_line(error)}") from None
     except Exception as error:  # yaml's errors have no common base with OmegaConf's
         raise UserError(f"--config {path}: not a readable YAML file: {_first_line(error)}") from None
     if not isinstance(content, Mapping):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from harness.config import Config
 from harness.distributed.runtime import Runtime
 from harness.errors import UserError
 from harness.export import load_student
-from harness.machine import Machine, build_teacher
+from harness.machine import Machine, build_teacher, check_fit
 from harness.methods import find
 from harness.resolve import UNTRAINED
 from harness.strict import merge
@@ -26,6 +27,7 @@ def of_run(run: Path, warn: Callable[[str], None]) -> dict[str, Any]:
     A teacher's file that has moved or changed is named in "missing" and through `warn`; the student is still scored.
     """
     settings, records = folder.read_config(run)
+    settings = _located(settings, records)
     student, _ = load_student(run)
     missing = [problem for role, record in records.items() if (problem := _problem(role, record))]
     for problem in missing:
@@ -60,6 +62,7 @@ def of_network(
     task = tasks.load(settings.task)
     module = networks.build(task, name, settings.classes, config.image_shape(settings)[0])
     networks.load_weights(module, weights, f"--network {name}")
+    check_fit(f"--network {name}", module, settings)
     scores = _alone(settings, module)
     return {"network": name, "checkpoint": str(weights), "data": data, **scores.student}
 
@@ -95,6 +98,18 @@ def _settings(name: str, data: str, root: Path | None, preprocessing: Mapping[st
         overlay = merge(overlay, {"input": {"size": size}})
     network = {"network": name, "checkpoint": UNTRAINED}
     return config.build(merge(overlay, {"teacher": {**overlay.get("teacher", {}), **network, **preprocessing}}))
+
+
+def _located(settings: Config, records: Mapping[str, Mapping[str, Any]]) -> Config:
+    """The settings with files where the run found them: paths in config.yaml are meant from where it was started."""
+    names = {
+        role: networks.located(getattr(settings, role).network, records.get(f"{role}.network"))
+        for role in ("teacher", "student")
+    }
+    checkpoint_file = records.get("teacher.checkpoint", {}).get("path", settings.teacher.checkpoint)
+    teacher = dataclasses.replace(settings.teacher, network=names["teacher"], checkpoint=checkpoint_file)
+    student = dataclasses.replace(settings.student, network=names["student"])
+    return dataclasses.replace(settings, teacher=teacher, student=student)
 
 
 def _problem(role: str, record: Mapping[str, Any]) -> str | None:

@@ -45,13 +45,22 @@ def _build(kind: type, overlay: object, prefix: str, known: list[str]) -> object
     hints = typing.get_type_hints(kind)
     for key in overlay:
         if key not in hints:
-            raise UserError(f"unknown path '{prefix}{key}'{nearest(f'{prefix}{key}', known)}")
+            path = _leaf(f"{prefix}{key}", overlay[key])
+            raise UserError(f"unknown path {path!r}{nearest(path, known)}")
     values = {}
     for key, value in overlay.items():
         hint, path = hints[key], prefix + key
         group = isinstance(hint, type) and dataclasses.is_dataclass(hint)
         values[key] = _build(hint, value, path + ".", known) if group else _value(hint, value, path)
     return kind(**values)
+
+
+def _leaf(path: str, value: object) -> str:
+    """The path as it was given, down to the value: `studnet.lr` is nearer to `student.lr` than `studnet` is."""
+    while isinstance(value, Mapping) and len(value) == 1:
+        (key,) = value
+        path, value = f"{path}.{key}", value[key]
+    return path
 
 
 def _value(hint: Any, value: object, path: str) -> object:

@@ -51,17 +51,21 @@ def file_name(network: str) -> str:
     return network.replace("/", "_").replace(":", "_")
 
 
-@contextmanager
-def alone(config: Config) -> Iterator[Path]:
-    """The teacher's file, with the right to make it: another process that wants it waits here."""
+def target(config: Config) -> Path:
+    """The file that the configuration's teacher is to be written to."""
     checkpoint = config.teacher.checkpoint
     if not checkpoint or checkpoint == UNTRAINED:
         raise UserError(f"teacher.checkpoint={checkpoint!r}: expected the file that the teacher is to be written to")
     if not checkpoint.endswith(".safetensors"):
         raise UserError(f"teacher.checkpoint={checkpoint!r}: a teacher is written as .safetensors; give such a path")
-    target = Path(checkpoint)
+    return Path(checkpoint)
+
+
+@contextmanager
+def alone(target: Path) -> Iterator[None]:
+    """The right to make the teacher's file: another process that wants it waits here."""
     with files.lock(target.with_name(f".{target.name}.lock"), wait=True):
-        yield target
+        yield
 
 
 def hand_over(run: Path, target: Path) -> None:

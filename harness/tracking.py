@@ -12,7 +12,6 @@ import fcntl
 import importlib.util
 import json
 import logging
-import math
 import os
 import queue
 import socket
@@ -29,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 from urllib.parse import urlsplit
 
-from harness import files
+from harness import files, log
 from harness.config import Config
 from harness.errors import UserError
 
@@ -62,50 +61,6 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 PATIENCE: dict[Status, float] = {"FINISHED": 120.0, "FAILED": 20.0, "KILLED": 20.0}
 """Seconds the end of a run waits for MLflow: who stops a run wants it to stop."""
-
-
-class Log:
-    """Rows of metrics, one JSON object a line, each on disk when `write` returns."""
-
-    def __init__(self, path: Path, keep_through: int = -1) -> None:
-        """Appends to `path`; rows of rounds after `keep_through` are dropped, for a resumed run writes them again."""
-        kept = [row for row in read(path) if row["round"] <= keep_through] if path.exists() else []
-        files.write(path, "".join(json.dumps(row) + "\n" for row in kept))
-        self._file = path.open("a")
-
-    def write(self, round_index: int, seconds: float, values: Mapping[str, float]) -> None:
-        """Adds a row; a value that is not finite is written as null, since JSON has no word for it."""
-        row = {"round": round_index, "seconds": round(seconds, 3)} | {
-            name: value if math.isfinite(value) else None for name, value in values.items()
-        }
-        self._file.write(json.dumps(row, allow_nan=False) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        """No row can be added afterwards."""
-        self._file.close()
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; a last line that a kill tore off is left out.
-
-    Raises UserError where the file is missing or any other line is not a row.
-    """
-    try:
-        lines = path.read_text().splitlines()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); expected the metrics of a run") from None
-    rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            row["round"], row["seconds"]
-        except (ValueError, TypeError, KeyError):
-            if number == len(lines):
-                break
-            raise UserError(f"{path}: line {number} is not a row of metrics; remove the line, or start again") from None
-        rows.append(row)
-    return rows
 
 
 @dataclass
@@ -235,7 +190,7 @@ class Experiment:
             store = _Store(client, experiment_id, run.info.run_id)
             files.write(note, json.dumps({"run_id": store.run_id, "uri": self._public_uri}) + "\n")
         rows = self._folder / "metrics.jsonl"
-        for row in read(rows) if rows.exists() else []:
+        for row in log.read(rows) if rows.exists() else []:
             store.add(row["round"], {name: value for name, value in row.items() if name not in ("round", "seconds")})
         return store
 

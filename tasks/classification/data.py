@@ -26,7 +26,7 @@ from torchvision.transforms.v2 import functional
 from harness.config import Config, image_shape
 from harness.data import data_root
 from harness.errors import UserError, nearest
-from harness.images import preprocessing
+from harness.images import fit, preprocessing
 from harness.task import Split
 from tasks.classification.formats import read_idx, unpickle_arrays
 
@@ -110,14 +110,6 @@ def dataset(config: Config, split: Split, augment: bool = False) -> LabelledImag
 
 
 # Transforms of [3, h, w] to [3, height, width] ------------------------------------------------------------------------
-
-
-def fit(image: Tensor, height: int, width: int) -> Tensor:
-    """Scaled to cover height x width (bilinear, antialiased), the overhang cropped evenly: [3, height, width]."""
-    scale = max(height / image.shape[-2], width / image.shape[-1])
-    size = [max(height, round(image.shape[-2] * scale)), max(width, round(image.shape[-1] * scale))]
-    cropped: Tensor = functional.center_crop(functional.resize(image, size, antialias=True), [height, width])
-    return cropped
 
 
 def _fit(height: int, width: int) -> Transform:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from harness import export, networks, predict, task
 from harness.errors import UserError
-from harness.images import Preprocessing
+from harness.images import Preprocessing, fit
 
 SPEC = Preprocessing(8, 8, "bgr", (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
 
@@ -66,8 +66,6 @@ def test_many_images_of_any_size_and_mode_keep_their_order(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (31, 17), (6, 50), (300, 200)])
 def test_image_is_prepared_as_test_images_are(tmp_path: Path, height: int, width: int) -> None:
-    from tasks.classification.data import fit
-
     path = write_image(tmp_path / "a.png", height, width)
     pixels = torch.from_numpy(np.asarray(Image.open(path)).copy()).permute(2, 0, 1)
     spec = dataclasses.replace(SPEC, height=16, width=12)

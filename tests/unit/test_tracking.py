@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from harness import config as config_module
+from harness import log as row_log
 from harness import tracking
 from harness.config import Config
 from harness.errors import UserError
@@ -55,7 +56,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found, root.handlers[:] = list(root.handlers), []  # pytest's: libraries leave a root logger alone that has some
     begun = time.monotonic()
     experiment, warnings = open_experiment(uri, place / "run", student={"arguments": {"text": "x" * 9000}})
-    log = tracking.Log(place / "run" / "metrics.jsonl")
+    log = row_log.Log(place / "run" / "metrics.jsonl")
     experiment.params(config_module.flat(a_config(uri, student={"arguments": {"text": "x" * 9000}})))
     for row in (10, 20):
         log.write(row, row / 10, {"student/discrepancy": 1 / row, "generator/total": float("nan")})
@@ -91,7 +92,7 @@ def steps(database: Path, run_id: str, name: str) -> list[tuple[int, float]]:
 
 def test_log_is_on_disk_line_by_line_and_resumes_without_duplicates(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    log = tracking.Log(path)
+    log = row_log.Log(path)
     log.write(10, 1.23456, {"student/total": 2.0, "generator/total": float("inf")})
     log.write(20, 2.0, {"student/total": 1.0})
     assert path.read_text().splitlines()[0] == (
@@ -102,24 +103,24 @@ def test_log_is_on_disk_line_by_line_and_resumes_without_duplicates(tmp_path: Pa
     log.close()
     with path.open("a") as file:
         file.write('{"round": 40, "sec')  # as a kill leaves it
-    assert [row["round"] for row in tracking.read(path)] == [10, 20, 20, 30]
-    resumed = tracking.Log(path, keep_through=20)
+    assert [row["round"] for row in row_log.read(path)] == [10, 20, 20, 30]
+    resumed = row_log.Log(path, keep_through=20)
     resumed.write(30, 3.5, {"student/total": 0.25})
     resumed.close()
-    rows = tracking.read(path)
+    rows = row_log.read(path)
     assert [(row["round"], row["seconds"]) for row in rows] == [(10, 1.235), (20, 2.0), (20, 2.5), (30, 3.5)]
     assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.jsonl"]
-    tracking.Log(path).close()
-    assert tracking.read(path) == []
+    row_log.Log(path).close()
+    assert row_log.read(path) == []
 
 
 def test_read_names_a_damaged_line_and_a_missing_file(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"round": 1, "seconds": 1}\n[]\n{"round": 2, "seconds": 1}\n')
     with pytest.raises(UserError, match=r"metrics\.jsonl: line 2 is not a row"):
-        tracking.read(path)
+        row_log.read(path)
     with pytest.raises(UserError, match="cannot be read"):
-        tracking.read(tmp_path / "absent.jsonl")
+        row_log.read(tmp_path / "absent.jsonl")
 
 
 def test_run_is_recorded_whole(database: Path) -> None:
@@ -195,7 +196,7 @@ def test_a_relative_store_is_meant_from_the_current_folder(tmp_path: Path, monke
 def test_resumed_run_continues_and_repeats_nothing(database: Path, tmp_path: Path) -> None:
     uri, folder = f"sqlite:///{database}", tmp_path / "run"
     experiment, warnings = open_experiment(uri, folder)
-    log = tracking.Log(folder / "metrics.jsonl")
+    log = row_log.Log(folder / "metrics.jsonl")
     log.write(10, 1.0, {"a": 1.0, "rounds_per_second": 7.0})  # MLflow was never told: killed before the batch went out
     experiment.params({"rounds": 10, "method": "ddad"})
     for row in (20, 30):
@@ -206,7 +207,7 @@ def test_resumed_run_continues_and_repeats_nothing(database: Path, tmp_path: Pat
     first = json.loads((folder / "mlflow.json").read_text())["run_id"]
     assert [step for step, _ in steps(database, first, "a")] == [10, 20, 30]
 
-    tracking.Log(folder / "metrics.jsonl", keep_through=20).close()
+    row_log.Log(folder / "metrics.jsonl", keep_through=20).close()
     experiment, more = open_experiment(uri, folder)
     experiment.params({"rounds": 20, "method": "ddad", "seed": 0})
     for row in (30, 40):
@@ -223,7 +224,7 @@ def test_resumed_run_continues_and_repeats_nothing(database: Path, tmp_path: Pat
 def test_a_run_the_store_has_lost_starts_anew_with_all_its_rows(database: Path, tmp_path: Path) -> None:
     uri = f"sqlite:///{database}"
     (tmp_path / "mlflow.json").write_text(json.dumps({"run_id": "0" * 32, "uri": uri}))
-    log = tracking.Log(tmp_path / "metrics.jsonl")
+    log = row_log.Log(tmp_path / "metrics.jsonl")
     log.write(10, 1.0, {"a": 1.0})
     log.close()
     experiment, warnings = open_experiment(uri, tmp_path)
