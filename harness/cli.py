@@ -73,10 +73,11 @@ def evaluate(
     checkpoint: Annotated[Path | None, typer.Option(help="Its weights.")] = None,
     data: Annotated[str | None, typer.Option(help="A data set's name.")] = None,
     root: Annotated[Path | None, typer.Option(help="Where data sets are; default $DDAD_DATA or ./data.")] = None,
-    mean: Annotated[list[float] | None, typer.Option(help="Normalisation, once per channel.")] = None,
-    std: Annotated[list[float] | None, typer.Option(help="Normalisation, once per channel.")] = None,
+    mean: Annotated[str | None, typer.Option(help="Normalisation, a number per channel: .485,.456,.406")] = None,
+    std: Annotated[str | None, typer.Option(help="Normalisation, likewise.")] = None,
     channels: Annotated[str | None, typer.Option(help="rgb, bgr or gray.")] = None,
     size: Annotated[int | None, typer.Option(help="Side of an image in pixels; default the data set's own.")] = None,
+    classes: Annotated[int | None, typer.Option(help="Number of classes; default the data set's own.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Score a run's teacher and student again, or any network on a data set."""
@@ -89,9 +90,9 @@ def evaluate(
     else:
         if checkpoint is None or data is None:
             raise UserError("--network goes with --checkpoint and --data")
-        overlay = {"mean": mean, "std": std, "channels": channels}
-        given = {key: value for key, value in overlay.items() if value}
-        found = scoring.of_network(str(network), checkpoint, data, root, given, size)
+        words = {"data.root": root and str(root), "teacher.channels": channels, "input.size": size, "classes": classes}
+        numbers = {"teacher.mean": _numbers("--mean", mean), "teacher.std": _numbers("--std", std)}
+        found = scoring.of_network(str(network), checkpoint, data, {**words, **numbers})
     _print(found, as_json, scoring.table)
 
 
@@ -202,6 +203,14 @@ def _conclude(report: Report | None, signals: _Signals) -> None:
     from harness.progress import conclusion
 
     conclusion(report)
+
+
+def _numbers(option: str, text: str | None) -> list[float] | None:
+    """Numbers between commas or spaces."""
+    try:
+        return [float(word) for word in text.replace(",", " ").split()] if text else None
+    except ValueError:
+        raise UserError(f"{option} {text!r}: expected a number per channel, such as .485,.456,.406") from None
 
 
 def _say(line: str) -> None:

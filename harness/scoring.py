@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from harness import checkpoint, config, evaluate, folder, networks
 from harness import task as tasks
 from harness.config import Config
 from harness.distributed.runtime import Runtime
-from harness.errors import UserError
+from harness.errors import UserError, nearest
 from harness.export import load_student
 from harness.machine import Machine, build_teacher, check_fit
 from harness.methods import find
@@ -54,11 +55,12 @@ def of_run(run: Path, warn: Callable[[str], None]) -> dict[str, Any]:
     }
 
 
-def of_network(
-    name: str, weights: Path, data: str, root: Path | None, preprocessing: Mapping[str, Any], size: int | None
-) -> dict[str, Any]:
-    """Scores of any network on the test images of a data set: {"network", "data", "student": metrics}."""
-    settings = _settings(name, data, root, preprocessing, size)
+def of_network(name: str, weights: Path, data: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Scores of any network on the test images of a data set: {"network", "checkpoint", "data", metrics}.
+
+    `given` sets paths of a configuration; a value of None leaves what the data set asks for.
+    """
+    settings = _settings(name, data, given)
     task = tasks.load(settings.task)
     module = networks.build(task, name, settings.classes, config.image_shape(settings)[0])
     networks.load_weights(module, weights, f"--network {name}")
@@ -85,19 +87,21 @@ def _alone(settings: Config, module: nn.Module) -> evaluate.Scores:
     return evaluate.measure(settings, None, runtime.place(module), runtime.device, None)
 
 
-def _settings(name: str, data: str, root: Path | None, preprocessing: Mapping[str, Any], size: int | None) -> Config:
-    """The configuration of an evaluation on a data set: the task that has it, and that set's own classes and size."""
-    found = [task for task in tasks.names() if data in tasks.load(task).data_names()]
-    if not found:
-        known = sorted(name for task in tasks.names() for name in tasks.load(task).data_names())
-        raise UserError(f"--data {data}: no such data set; known: {', '.join(known)}")
-    overlay = merge(tasks.load(found[0]).data_defaults(data), {"task": found[0], "data": {"name": data}})
-    if root:
-        overlay = merge(overlay, {"data": {"root": str(root)}})
-    if size:
-        overlay = merge(overlay, {"input": {"size": size}})
-    network = {"network": name, "checkpoint": UNTRAINED}
-    return config.build(merge(overlay, {"teacher": {**overlay.get("teacher", {}), **network, **preprocessing}}))
+def _settings(name: str, data: str, given: Mapping[str, Any]) -> Config:
+    """The configuration of an evaluation on a data set: the task that has it, and what that set asks for."""
+    known = {known: task for task in tasks.names() for known in tasks.load(task).data_names()}
+    if data not in known:
+        raise UserError(f"--data {data}: no such data set{nearest(data, known)}")
+    overlay = merge(tasks.load(known[data]).data_defaults(data), {"task": known[data], "data": {"name": data}})
+    for path, value in given.items():
+        *groups, field = path.split(".")
+        if value is not None:
+            overlay = merge(
+                overlay, functools.reduce(lambda inner, group: {group: inner}, reversed(groups), {field: value})
+            )
+    if "classes" not in overlay:
+        raise UserError(f"--data {data} does not say how many classes it has: give --classes and --size")
+    return config.build(merge(overlay, {"teacher": {"network": name, "checkpoint": UNTRAINED}}))
 
 
 def _located(settings: Config, records: Mapping[str, Mapping[str, Any]]) -> Config:

@@ -97,6 +97,18 @@ def test_own_test_images_predict_and_export(mine: Path, ddad: Ddad) -> None:
     )
 
 
+def test_any_network_on_any_images(mine: Path, ddad: Ddad) -> None:
+    photographs(mine / "photos")
+    words = ["evaluate", "--network", "net.py:shapes", "--checkpoint", "mine.pth", "--data", "image_folder"]
+    assert "give --classes and --size" in ddad(*words, "--root", "photos").complaint()
+    words += ["--root", "photos", "--classes", "17", "--size", "64", "--channels", "bgr"]
+    assert "expected a number per channel" in ddad(*words, "--mean", "a,b").complaint()
+    found = json.loads(ddad(*words, "--mean", ".5,.4,.3", "--std", ".2 .2 .2", "--json").out)
+    assert ddad(*RUN, "--output", "run", "data.name=image_folder", "data.root=photos").code == 0
+    assert found["accuracy"] == json.loads(Path("run/result.json").read_text())["teacher"]["accuracy"]
+    assert "accuracy" in ddad("evaluate", "run").out
+
+
 def test_a_wrong_number_of_classes_is_said(mine: Path, ddad: Ddad) -> None:
     line = ddad(*RUN, "classes=12", "--output", "run").complaint()
     assert "17 classes" in line and "classes=12" in line
