@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from harness import machine, networks, resolve, task
+from harness import building, networks, resolve, task
 from harness.config import Config, image_shape
 from harness.distill import rounds
 
@@ -26,9 +26,9 @@ from harness.distill import rounds
 def bare(config: Config) -> float:
     """Seconds of all rounds in a hand-written loop."""
     torch.manual_seed(config.seed)
-    teacher = machine.build_teacher(config).eval().requires_grad_(False)
+    teacher = building.teacher(config).eval().requires_grad_(False)
     student = networks.build(task.load(config.task), config.student.network, config.classes, image_shape(config)[0])
-    generator = machine.build_generator(config)
+    generator = building.generator(config)
     student_optimizer = torch.optim.SGD(student.parameters(), config.student.lr, 0.9, weight_decay=5e-4)
     generator_optimizer = torch.optim.Adam(generator.parameters(), config.generator.lr)
     schedules = [

@@ -86,7 +86,7 @@ def evaluate(
     if (run is None) == (network is None):
         raise UserError("name either a run folder, or --network, --checkpoint and --data")
     if run is not None:
-        found = scoring.of_run(run, _say)
+        found = scoring.of_run(run, _say, {"data.name": data, "data.root": root and str(root)})
     else:
         if checkpoint is None or data is None:
             raise UserError("--network goes with --checkpoint and --data")

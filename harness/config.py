@@ -23,8 +23,6 @@ SCHEMA = 1
 Weight = float | list[list[float]]
 """A number, or a schedule [[round, value], ...]: each value holds from its round (0 first) until the next."""
 
-Discrepancy = Literal["l1", "mse", "kl", "js"]
-
 
 @dataclass(frozen=True)
 class Weights:
@@ -106,8 +104,8 @@ class Student(Optimizer):
 class Generator(Optimizer):
     """The network that invents images, and how it is trained."""
 
-    network: Literal["upsample", "dcgan"] = "upsample"
-    """`upsample` takes sizes divisible by 4, `dcgan` by 16."""
+    network: str = "upsample"
+    """A name in `harness.generators.GENERATORS`: `upsample` takes sizes divisible by 4, `dcgan` by 16."""
     latent_size: int = 256
     """Length of the latent vector z."""
     width: int = 0
@@ -211,9 +209,9 @@ class Config:
     weights: Weights = field(default_factory=Weights)
     batch_norm_form: Literal["norm", "kl"] = "norm"
     """Form of the batch-norm term: DeepInversion's norms or DFQ's KL divergence of Gaussians."""
-    discrepancy: Discrepancy = "l1"
-    """D(t, s), the discrepancy the generator raises."""
-    student_discrepancy: Discrepancy | None = None
+    discrepancy: str = "l1"
+    """D(t, s), the discrepancy the generator raises; a name in `harness.losses.DISCREPANCIES`."""
+    student_discrepancy: str | None = None
     """The discrepancy the student lowers; null: the same."""
     adversarial_transform: Literal["identity", "log1p"] = "identity"
     """A, applied to the mean discrepancy in the generator's turn."""

@@ -14,17 +14,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness import checkpoint, folder, images, methods, networks, teaching
+from harness import building, checkpoint, folder, images, methods, networks, teaching
 from harness import task as tasks
 from harness.config import Config, Tracking
 from harness.distributed.runtime import Runtime
 from harness.errors import Diverged
-from harness.estimate import untrained
 from harness.evaluate import Scores, measure
 from harness.export import write_student
-from harness.machine import Machine, build_teacher
+from harness.machine import Machine
 from harness.record import Record, class_names, latest
-from harness.resolve import UNTRAINED
+from harness.resolve import UNTRAINED, untrained
 from harness.terms import Terms
 from harness.tracking import Status
 
@@ -46,6 +45,8 @@ class Report:
     values: dict[str, float] = field(default_factory=dict)
     """Losses of the last round, means over its turns, by "player/term"; evaluations where one was due."""
     folder: Path = Path()
+    alarm: str | None = None
+    """What is wrong with the run, in a word, such as "collapsed"."""
     stopped: str | None = None
     result: dict[str, Any] | None = None
 
@@ -132,9 +133,9 @@ def teach(
 
 
 def _build(config: Config) -> Machine:
-    turns = methods.find(config.method, config.variant)[0].turns(config)
-    learned_from_labels = all(turn.kind == "supervised" for turn in turns)
-    return Machine(config, Runtime(config), turns, None if learned_from_labels else build_teacher(config))
+    method, _ = methods.find(config.method, config.variant)
+    teacher = building.teacher(config) if method.has_teacher else None
+    return Machine(config, Runtime(config), method.turns(config), teacher)
 
 
 def _rehearse(config: Config) -> None:
@@ -163,6 +164,7 @@ def _train(
             report = Report(done, config.rounds, seconds, speed, values, record.path)
             if values:
                 record.row(done, report.seconds, {**values, "rounds_per_second": report.rounds_per_second})
+                report = dataclasses.replace(report, alarm=record.alarm)
             if done in {math.ceil(config.rounds * share / 4) for share in (1, 2, 3, 4)}:
                 record.samples(machine, done)  # before the checkpoint: after a kill between the two they come again
             if done % config.checkpoint.every == 0 or last or stopped:

@@ -10,12 +10,11 @@ from pathlib import Path
 import torch
 import yaml
 
+from harness import building, folder, machine, methods, networks, resolve
 from harness import config as config_module
-from harness import folder, machine, methods, networks
 from harness.config import Config
 from harness.distributed.runtime import Runtime
 from harness.resolve import UNTRAINED
-from harness.strict import merge
 
 
 def estimate(config: Config, output: Path | None, say: Callable[[str], None]) -> None:
@@ -28,7 +27,7 @@ def estimate(config: Config, output: Path | None, say: Callable[[str], None]) ->
     present = config.teacher.checkpoint == UNTRAINED or Path(str(config.teacher.checkpoint)).exists()
     if not present:
         say(f"teacher      {config.teacher.checkpoint} is not there yet; estimated with random weights")
-    teacher = machine.build_teacher(config if present else untrained(config))
+    teacher = building.teacher(config if present else resolve.untrained(config))
     built = machine.Machine(config, Runtime(config), turns, teacher)
     seconds = sum(_seconds(built, turns.index(turn)) for turn in turns)
     say(f"teacher      {config.teacher.network}, {networks.num_parameters(teacher):,} parameters")
@@ -39,12 +38,6 @@ def estimate(config: Config, output: Path | None, say: Callable[[str], None]) ->
     say(f"time         {config.rounds} rounds of {seconds:.3g} s: {total}, and the evaluation")
     say(f"memory       {_peak_memory() / 2**20:,.0f} MiB at its peak")
     say(f"disk         {_disk(built) / 2**20:,.0f} MiB for {config.checkpoint.keep} checkpoints and the student")
-
-
-def untrained(config: Config) -> Config:
-    """The configuration with a teacher of random weights."""
-    change = {"teacher": {"checkpoint": UNTRAINED}}
-    return config_module.build(merge(config_module.to_dict(config), change))
 
 
 def _seconds(built: machine.Machine, turn_index: int) -> float:

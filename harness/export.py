@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from harness import files, networks
+from harness import files, networks, weights
 from harness import task as tasks
 from harness.errors import UserError, nearest
 from harness.images import from_record
@@ -68,7 +68,7 @@ def load_student(run: Path) -> tuple[nn.Module, dict[str, Any]]:
     task = tasks.load(record["task"])
     name = networks.located(record["network"], record["source"])
     module = networks.build(task, name, record["classes"], channels, record["arguments"])
-    networks.load_weights(module, path, record["network"])
+    weights.load(module, path, record["network"])
     return module.eval(), record
 
 

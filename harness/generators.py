@@ -1,7 +1,7 @@
 """Generator networks: z [B, Z] -> images [B, C, H, W] in the teacher's normalised input space.
 
-`upsample` is the generator of DAFL and DFAD for classification, `dcgan` that of DFAD for segmentation
-(docs/method.md); neither has a bias before a batch norm.
+`upsample` follows the generator of DAFL and DFAD for classification, `dcgan` that of DFAD for segmentation; how they
+depart from them is in docs/method.md. Neither has a bias before a batch norm.
 """
 
 from __future__ import annotations

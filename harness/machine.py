@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from harness import generators, moments, networks
+from harness import building, moments, networks
 from harness import task as tasks
 from harness.adversarial import generator_turn, student_turn, supervised_turn
-from harness.config import Config, Optimizer, ever, image_shape
+from harness.config import Config, Optimizer, ever
 from harness.data import TrainingBatches
 from harness.distributed.runtime import Runtime
 from harness.errors import UserError
-from harness.evaluate import evaluating
 from harness.latents import latents, mix, shard
 from harness.methods import Turn
 from harness.players import Health, Player
-from harness.resolve import UNTRAINED
 from harness.terms import Answer, Terms, settle
 
 
@@ -49,21 +46,11 @@ class Machine:
         """`teacher`: the network to learn from, with its weights; None where labels teach."""
         self.config, self.runtime, self.turns = config, runtime, turns
         self.health = Health(runtime.device)
-        if teacher:
-            check_fit(f"teacher.network={config.teacher.network}", teacher, config)
-        self.teacher = _observed(config, runtime, teacher) if teacher else None
-        task = tasks.load(config.task)
-        shape = image_shape(config)
-        with seeded(config.seed, "student"):
-            spec = config.student
-            module = networks.build(task, spec.network, config.classes, shape[0], spec.arguments)
-        check_fit(f"student.network={spec.network}", module, config)
-        self.student = self._player("student", module, config.student)
+        self.teacher = self._observed(teacher) if teacher else None
+        self.student = self._player("student", building.student(config), config.student)
         self.generator = None
         if any(turn.source == "latents" for turn in turns):
-            with seeded(config.seed, "generator"):
-                module = build_generator(config)
-            self.generator = self._player("generator", module, config.generator)
+            self.generator = self._player("generator", building.generator(config), config.generator)
         self._batches: Iterator[tuple[Tensor, Tensor]] | None = None
 
     @property
@@ -125,59 +112,14 @@ class Machine:
         player.start(self.runtime.engine(module, player.optimizer))
         return player
 
-
-def build_teacher(config: Config) -> nn.Module:
-    """The teacher with its weights; UserError where the file is missing or does not fit the network."""
-    spec = config.teacher
-    assert spec.checkpoint is not None
-    with seeded(config.seed, "teacher"):
-        module = networks.build(
-            tasks.load(config.task), spec.network, config.classes, image_shape(config)[0], spec.arguments
-        )
-    if spec.checkpoint != UNTRAINED:
-        networks.load_weights(module, Path(spec.checkpoint), f"teacher.network={spec.network}")
-    return module
-
-
-def check_fit(name: str, module: nn.Module, config: Config) -> None:
-    """UserError unless a network takes images [B, C, H, W] of the run's size and answers with logits [B, K, ...]."""
-    given, expected = [2, *image_shape(config)], [2, config.classes]
-    with evaluating([module]):
-        try:
-            answer: object = module(torch.zeros(given))
-        except Exception as error:  # whatever a layer raises over a shape
-            reason = " ".join(str(error).split())
-            raise UserError(f"{name} cannot take images {given}, which follow from input.size: {reason}") from None
-    if not isinstance(answer, Tensor):
-        raise UserError(f"{name} answers with a {type(answer).__name__}, expected logits {expected}")
-    if list(answer.shape[:2]) != expected:
-        raise UserError(
-            f"{name} answers with {list(answer.shape)}, expected logits {expected} of {expected[1]} classes"
-        )
-
-
-def build_generator(config: Config) -> nn.Module:
-    """The generator with fresh weights; UserError where it cannot make images of the input size."""
-    spec = config.generator
-    try:
-        return generators.build(spec.network, spec.latent_size, image_shape(config), spec.width)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-
-
-@contextmanager
-def seeded(*keys: int | str) -> Iterator[None]:
-    """Inside, torch's global generator starts from the keys; outside it is as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(mix(*keys))
-        yield
-
-
-def _observed(config: Config, runtime: Runtime, teacher: nn.Module) -> Observed:
-    weights = config.weights
-    if ever(weights.batch_norm) and not moments.has_batch_norm(teacher):
-        raise UserError(
-            f"teacher.network={config.teacher.network!r} has no batch norm with running statistics to judge images by: "
-            "set weights.batch_norm=0, or bring a teacher that has"
-        )
-    return Observed(runtime.place(teacher), features=ever(weights.activation), moments=ever(weights.batch_norm))
+    def _observed(self, teacher: nn.Module) -> Observed:
+        """What the generator's terms need is observed in the teacher; UserError where it cannot be had."""
+        generates = any(turn.kind == "generator" for turn in self.turns)
+        judged = generates and ever(self.config.weights.batch_norm)
+        if judged and not moments.has_batch_norm(teacher):
+            raise UserError(
+                f"teacher.network={self.config.teacher.network!r} has no batch norm with running statistics to judge "
+                "images by: set weights.batch_norm=0, or bring a teacher that has"
+            )
+        features = generates and ever(self.config.weights.activation)
+        return Observed(self.runtime.place(teacher), features=features, moments=judged)

@@ -36,6 +36,8 @@ class Method:
     variants: Mapping[str, Overlay] = field(default_factory=lambda: {"paper": {}})
     """Values by variant, over the recipe's. Field defaults are DDAD's `paper`."""
     data_free: bool = True
+    has_teacher: bool = True
+    """Whether a teacher answers; else labels do."""
 
 
 def student_terms(config: Config, round_index: int, t: Answer, s: Answer) -> dict[str, Weighted]:
@@ -98,7 +100,7 @@ METHODS: dict[str, Method] = {
     "ddad": Method(_alternating),
     "dfad": Method(_alternating, {"paper": {"weights": {"batch_norm": 0.0}}}),
     "kd": Method(_on_real_data, {"paper": {"discrepancy": "kl", "temperature": 4.0}}, data_free=False),
-    "supervised": Method(_supervised, data_free=False),
+    "supervised": Method(_supervised, data_free=False, has_teacher=False),
 }
 """`supervised` is what `ddad teach` runs."""
 

@@ -1,7 +1,7 @@
 """The teacher as discriminator: batch statistics at its batch-norm layers against the running ones.
 
-    R_bn(x) = sum_l ||mu_l(x) - mu^_l||_2 + ||var_l(x) - var^_l||_2          (`norm`, DeepInversion, arXiv 1912.08795)
-    R_bn(x) = sum_l mean_c [ ((mu - mu^)^2 + var) / (2 var^) - ln(var / var^) / 2 - 1/2 ]      (`kl`, DFQ, ACM MM 2021)
+    R_bn(x) = sum_l ||mu_l(x) - mu^_l||_2 + ||var_l(x) - var^_l||_2      (`norm`, DeepInversion, arXiv 1912.08795)
+    R_bn(x) = sum_l mean_c [ ((mu - mu^)^2 + var) / (2 var^) - ln(var / var^) / 2 - 1/2 ]    (`kl`, DFQ, 2005.04136)
 
 mu_l, var_l (biased) are taken at the layer's input. Each layer hands in (n, sum (x - mu^), sum (x - mu^)^2): sums
 about the running mean add up over ranks and stay accurate where E[x^2] - E[x]^2 would turn negative.

@@ -18,11 +18,12 @@ def follow(reports: Iterable[Report]) -> Report | None:
     return _bar(reports) if sys.stdout.isatty() else _lines(reports)
 
 
-def losses(values: dict[str, float]) -> str:
-    """`student 1.23  generator -0.45  agreement 97.1 %`."""
+def losses(report: Report) -> str:
+    """`student 1.23  generator -0.45  agreement 97.1%`, and an alarm."""
+    values = report.values
     shown = [f"{name.split('/')[0]} {value:.4g}" for name, value in values.items() if name.endswith("/total")]
     shown += [f"{name.split('/')[1]} {value:.1%}" for name, value in values.items() if name.startswith("evaluation/")]
-    return "  ".join(shown)
+    return "  ".join([*shown, report.alarm.upper()] if report.alarm and shown else shown)
 
 
 def conclusion(report: Report) -> None:
@@ -56,7 +57,7 @@ def _lines(reports: Iterable[Report]) -> Report | None:
     for last in reports:
         if not last.result and not last.stopped:
             print(
-                f"round {last.round}/{last.rounds}  {losses(last.values)}  {last.rounds_per_second:.2f} rounds/s  "
+                f"round {last.round}/{last.rounds}  {losses(last)}  {last.rounds_per_second:.2f} rounds/s  "
                 f"{_remaining(last)} left",
                 flush=True,
             )
@@ -74,7 +75,7 @@ def _bar(reports: Iterable[Report]) -> Report | None:
         for last in reports:
             if task is None:
                 task = progress.add_task("", total=last.rounds, completed=last.round, speed=0.0)
-            text = losses(last.values) or None  # None keeps what stands there
+            text = losses(last) or None  # None keeps what stands there
             progress.update(task, completed=last.round, speed=last.rounds_per_second, description=text)
     return last
 

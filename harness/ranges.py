@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from harness.errors import UserError
+from harness.generators import GENERATORS
+from harness.losses import DISCREPANCIES
 
 
 def check(values: Mapping[str, Any], num_channels: int) -> None:
@@ -24,6 +26,13 @@ def check(values: Mapping[str, Any], num_channels: int) -> None:
         need(values[path] >= 0, path, "at least 0")
     for path in ("student.lr", "generator.lr", "teach.lr", "student.gamma", "generator.gamma", "temperature"):
         need(0 < values[path] < math.inf, path, "a number above 0")
+    named: dict[str, Iterable[str]] = {
+        "discrepancy": DISCREPANCIES,
+        "student_discrepancy": DISCREPANCIES,
+        "generator.network": GENERATORS,
+    }
+    for path, known in named.items():
+        need(values[path] in (None, *known), path, f"one of {', '.join(known)}")
     need(values["classes"] >= 2, "classes", "the number of classes, at least 2")
     minutes = values["max_minutes"]
     need(minutes is None or minutes > 0, "max_minutes", "above 0, or null")

@@ -38,7 +38,8 @@ class Record:
         tags = {"data_free": METHODS[config.method].data_free, "commit": folder.commit()}
         self.experiment = tracking.Experiment(config, path, tags, warn)
         self.experiment.params(config_module.flat(config))
-        self._collapsed, self._alarmed = 0, False
+        self._collapsed = 0
+        self.alarm: str | None = None
 
     def row(self, round_index: int, seconds: float, values: Mapping[str, float]) -> None:
         """A report's values, to metrics.jsonl and MLflow; watches for collapse."""
@@ -47,8 +48,8 @@ class Record:
         entropy, top_class = values.get("generator/entropy", 1.0), values.get("generator/top_class", 0.0)
         looks = entropy < MIN_ENTROPY or top_class > MAX_TOP_CLASS
         self._collapsed = self._collapsed + 1 if looks else 0
-        if self._collapsed == COLLAPSED_ROWS and not self._alarmed:
-            self._alarmed = True
+        if self._collapsed == COLLAPSED_ROWS and not self.alarm:
+            self.alarm = "collapsed"
             self.experiment.tag("collapsed", round_index)
             self.warn(
                 f"the generator has collapsed by round {round_index}: the teacher puts {top_class:.0%} of its images "

@@ -72,6 +72,12 @@ def _finish(overlay: Overlay) -> Config:
     return config_module.build(merge(config_module.to_dict(config), fill))
 
 
+def untrained(config: Config) -> Config:
+    """The configuration with a teacher of random weights."""
+    change = {"teacher": {"checkpoint": UNTRAINED}}
+    return config_module.build(merge(config_module.to_dict(config), change))
+
+
 def read_overrides(words: Sequence[str]) -> dict[str, Any]:
     """`path=value` words, each value in YAML's spelling, as a nested overlay."""
     from omegaconf import OmegaConf

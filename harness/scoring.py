@@ -3,47 +3,41 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor
 
-from harness import checkpoint, config, evaluate, folder, networks
+from harness import building, checkpoint, config, evaluate, folder, networks, weights
 from harness import task as tasks
 from harness.config import Config
 from harness.distributed.runtime import Runtime
 from harness.errors import UserError, nearest
 from harness.export import load_student
-from harness.machine import Machine, build_teacher, check_fit
+from harness.machine import Machine
 from harness.methods import find
 from harness.resolve import UNTRAINED
-from harness.strict import merge
+from harness.strict import merge, nest
 
 
-def of_run(run: Path, warn: Callable[[str], None]) -> dict[str, Any]:
+def of_run(run: Path, warn: Callable[[str], None], given: Mapping[str, Any]) -> dict[str, Any]:
     """Scores of a finished run: {"run", "student", "teacher", "agreement", "agreement_on", "missing"}.
 
+    `given` sets paths of its configuration, so that it can be scored on other data; None leaves what it had.
     A teacher's file that has moved or changed is named in "missing" and through `warn`; the student is still scored.
     """
-    settings, records = folder.read_config(run)
-    settings = _located(settings, records)
+    recorded, records = folder.read_config(run)
+    settings = _located(config.build(merge(config.to_dict(recorded), nest(given))), records)
     student, _ = load_student(run)
     missing = [problem for role, record in records.items() if (problem := _problem(role, record))]
     for problem in missing:
         warn(f"{problem}: the student is scored alone")
-    no_teacher = bool(missing) or find(settings.method, settings.variant)[0].turns(settings)[0].kind == "supervised"
-    teacher = None if no_teacher else build_teacher(settings).eval()
     runtime = Runtime(settings)
-    generate = None
-    if settings.data.name == "none" and teacher:
-        turns = find(settings.method, settings.variant)[0].turns(settings)
-        machine = Machine(settings, runtime, turns, teacher)
-        if checkpoint.restore(run / "checkpoints", machine.players) and machine.generator:
-            generate = lambda count, index: machine.generate(count, "evaluation", index)  # noqa: E731
-    networks_ = [network.to(runtime.device, runtime.dtype) for network in (student, teacher) if network]
-    scores = evaluate.measure(settings, teacher, networks_[0], runtime.device, generate)
+    has_teacher = find(settings.method, settings.variant)[0].has_teacher and not missing
+    teacher = runtime.place(building.teacher(settings)) if has_teacher else None
+    generate = _generate(run, settings, runtime) if teacher and settings.data.name == "none" else None
+    scores = evaluate.measure(settings, teacher, runtime.place(student), runtime.device, generate)
     return {
         "run": str(run),
         "data": settings.data.name,
@@ -55,7 +49,7 @@ def of_run(run: Path, warn: Callable[[str], None]) -> dict[str, Any]:
     }
 
 
-def of_network(name: str, weights: Path, data: str, given: Mapping[str, Any]) -> dict[str, Any]:
+def of_network(name: str, file: Path, data: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Scores of any network on the test images of a data set: {"network", "checkpoint", "data", metrics}.
 
     `given` sets paths of a configuration; a value of None leaves what the data set asks for.
@@ -63,10 +57,11 @@ def of_network(name: str, weights: Path, data: str, given: Mapping[str, Any]) ->
     settings = _settings(name, data, given)
     task = tasks.load(settings.task)
     module = networks.build(task, name, settings.classes, config.image_shape(settings)[0])
-    networks.load_weights(module, weights, f"--network {name}")
-    check_fit(f"--network {name}", module, settings)
-    scores = _alone(settings, module)
-    return {"network": name, "checkpoint": str(weights), "data": data, **scores.student}
+    weights.load(module, file, f"--network {name}")
+    building.check_fit(f"--network {name}", module, settings)
+    runtime = Runtime(settings)
+    scores = evaluate.measure(settings, None, runtime.place(module), runtime.device, None)
+    return {"network": name, "checkpoint": str(file), "data": data, **scores.student}
 
 
 def table(found: Mapping[str, Any]) -> list[str]:
@@ -82,9 +77,12 @@ def table(found: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _alone(settings: Config, module: nn.Module) -> evaluate.Scores:
-    runtime = Runtime(settings)
-    return evaluate.measure(settings, None, runtime.place(module), runtime.device, None)
+def _generate(run: Path, settings: Config, runtime: Runtime) -> Callable[[int, int], Tensor]:
+    """The images the run's last generator invents: generate(batch size, index of the batch)."""
+    turns = find(settings.method, settings.variant)[0].turns(settings)
+    machine = Machine(settings, runtime, turns, building.teacher(settings))
+    checkpoint.restore(run / "checkpoints", machine.players)
+    return lambda count, index: machine.generate(count, "evaluation", index)
 
 
 def _settings(name: str, data: str, given: Mapping[str, Any]) -> Config:
@@ -93,12 +91,7 @@ def _settings(name: str, data: str, given: Mapping[str, Any]) -> Config:
     if data not in known:
         raise UserError(f"--data {data}: no such data set{nearest(data, known)}")
     overlay = merge(tasks.load(known[data]).data_defaults(data), {"task": known[data], "data": {"name": data}})
-    for path, value in given.items():
-        *groups, field = path.split(".")
-        if value is not None:
-            overlay = merge(
-                overlay, functools.reduce(lambda inner, group: {group: inner}, reversed(groups), {field: value})
-            )
+    overlay = merge(overlay, nest(given))
     if "classes" not in overlay:
         raise UserError(f"--data {data} does not say how many classes it has: give --classes and --size")
     return config.build(merge(overlay, {"teacher": {"network": name, "checkpoint": UNTRAINED}}))

@@ -34,6 +34,17 @@ def merge(base: Overlay, over: Overlay) -> dict[str, Any]:
     return merged
 
 
+def nest(values: Mapping[str, Any]) -> dict[str, Any]:
+    """{dotted path: value} as an overlay; a value of None is left out."""
+    overlay: dict[str, Any] = {}
+    for path, value in values.items():
+        if value is not None:
+            for name in reversed(path.split(".")):
+                value = {name: value}
+            overlay = merge(overlay, value)
+    return overlay
+
+
 def build(kind: type[Built], overlay: Overlay) -> Built:
     """The dataclass that `overlay` describes over its field defaults; UserError names the path and what it takes."""
     return typing.cast(Built, _build(kind, overlay, "", list(paths(kind))))

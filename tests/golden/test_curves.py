@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import machine, methods, resolve
+from harness import building, machine, methods, resolve
 from harness.distributed.runtime import Runtime
 from harness.record import latest
 from harness.strict import Overlay, merge
@@ -48,7 +48,7 @@ def curve(case: str) -> list[dict[str, float]]:
     """Every loss of every round."""
     config = resolve.resolve("digits", None, merge(SMALL, CASES[case]))
     turns = methods.METHODS[config.method].turns(config)
-    built = machine.Machine(config, Runtime(config), turns, machine.build_teacher(config))
+    built = machine.Machine(config, Runtime(config), turns, building.teacher(config))
     rows = range(config.rounds)
     return [latest([(turn.kind, built.play(row, place)) for place, turn in enumerate(turns)]) for row in rows]
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from harness import networks, task
 from harness.errors import UserError
+from harness.weights import load
 
 CLASSIFICATION = task.load("classification")
 NAME = "teacher.network=resnet20"
@@ -38,7 +39,7 @@ def weights(classes: int = 10, name: str = "resnet20") -> dict[str, Tensor]:
 def assert_loads(content: object, path: Path, expected: dict[str, Tensor]) -> None:
     torch.save(content, path)
     module = build()
-    networks.load_weights(module, path, NAME)
+    load(module, path, NAME)
     found = module.state_dict()
     assert all(torch.equal(found[key], value) for key, value in expected.items())
 
@@ -48,7 +49,7 @@ def refusal(path: Path, module: nn.Module | None = None) -> str:
     module = module or build()
     before = {key: value.clone() for key, value in module.state_dict().items()}
     with pytest.raises(UserError) as caught:
-        networks.load_weights(module, path, NAME)
+        load(module, path, NAME)
     assert all(torch.equal(before[key], value) for key, value in module.state_dict().items())
     message = str(caught.value)
     assert "\n" not in message and "\x1b" not in message and str(path) in message
@@ -60,14 +61,14 @@ def refusal(path: Path, module: nn.Module | None = None) -> str:
 def test_torch_files(tmp_path: Path, suffix: str, legacy: bool) -> None:
     path, expected, module = tmp_path / f"weights.{suffix}", weights(), build()
     torch.save(expected, path, _use_new_zipfile_serialization=not legacy)
-    networks.load_weights(module, path, NAME)
+    load(module, path, NAME)
     assert all(torch.equal(module.state_dict()[key], value) for key, value in expected.items())
 
 
 def test_safetensors(tmp_path: Path) -> None:
     path, expected, module = tmp_path / "weights.safetensors", weights(), build()
     safetensors.torch.save_file({f"module.{key}": value for key, value in expected.items()}, path)
-    networks.load_weights(module, path, NAME)
+    load(module, path, NAME)
     assert all(torch.equal(module.state_dict()[key], value) for key, value in expected.items())
 
 
@@ -100,7 +101,7 @@ def test_a_prefix_of_the_networks_own_stays(tmp_path: Path) -> None:
     expected = {"model.weight": torch.randn(2, 3), "model.bias": torch.randn(2)}
     for prefix in ("", "module."):
         torch.save({prefix + key: value for key, value in expected.items()}, tmp_path / "weights.pt")
-        networks.load_weights(module, tmp_path / "weights.pt", NAME)
+        load(module, tmp_path / "weights.pt", NAME)
         assert all(torch.equal(module.state_dict()[key], value) for key, value in expected.items())
 
 
@@ -109,7 +110,7 @@ def test_other_precisions_become_the_networks_own(tmp_path: Path, kind: torch.dt
     path, module = tmp_path / "weights.pt", build()
     half = {key: value if value.dtype == torch.long else value.to(kind) for key, value in weights().items()}
     torch.save(half, path)
-    networks.load_weights(module, path, NAME)
+    load(module, path, NAME)
     for key, value in module.state_dict().items():
         assert value.dtype in (torch.float32, torch.long)
         assert torch.equal(value, half[key].to(value.dtype))
@@ -226,7 +227,7 @@ def test_a_damaged_file_is_refused_or_read(tmp_path: Path, suffix: str) -> None:
             damaged[position] = source.randrange(256)
         path.write_bytes(damaged)
         try:
-            networks.load_weights(nn.Linear(3, 2), path, NAME)
+            load(nn.Linear(3, 2), path, NAME)
         except UserError as error:
             refused.append(str(error))
     assert len(refused) > 20 and not any("\n" in message for message in refused)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import networks, task
+from harness import networks, task, weights
 from harness.config import build, image_shape
 from harness.data import evaluation_loader
 from harness.evaluate import evaluating
@@ -47,7 +47,7 @@ def test_accuracy(
     )
     classification = task.load(config.task)
     teacher = networks.build(classification, network, config.classes, image_shape(config)[0])
-    networks.load_weights(teacher, data_root / "weights" / checkpoint, network)
+    weights.load(teacher, data_root / "weights" / checkpoint, network)
     metrics = classification.metrics(config.classes)
     with evaluating([teacher]):
         for images, labels in evaluation_loader(classification.dataset(config, "test"), batch_size=500):

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from harness import building, methods
 from harness import config as config_module
-from harness import machine, methods
 from harness.distributed.runtime import Runtime
 from harness.errors import Diverged, UserError
 from harness.machine import Machine
@@ -29,7 +29,7 @@ SMALL: Overlay = {
 def build(over: Overlay | None = None) -> Machine:
     config = config_module.build(merge(SMALL, over or {}))
     turns = methods.METHODS[config.method].turns(config)
-    return Machine(config, Runtime(config), turns, machine.build_teacher(config))
+    return Machine(config, Runtime(config), turns, building.teacher(config))
 
 
 def state(module: nn.Module) -> dict[str, Tensor]:
@@ -142,6 +142,11 @@ def test_a_teacher_without_batch_norm_is_refused() -> None:
     with pytest.raises(UserError, match=r"set weights\.batch_norm=0"):
         build(over)
     assert build(merge(over, {"weights": {"batch_norm": 0.0}})).play(0, 2).values["adversarial"] > 0
+
+
+def test_a_method_without_a_generator_needs_no_batch_norm() -> None:
+    over = {"method": "kd", "teacher": {"network": "torchvision:alexnet"}, "input": {"size": 64}}
+    assert build(over).generator is None
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp64"])

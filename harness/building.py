@@ -1,0 +1,78 @@
+"""The networks of a run, each from its part of the configuration and a seed of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from harness import generators, networks, weights
+from harness import task as tasks
+from harness.config import Config, image_shape
+from harness.errors import UserError
+from harness.evaluate import evaluating
+from harness.latents import mix
+from harness.resolve import UNTRAINED
+
+
+def teacher(config: Config) -> nn.Module:
+    """The teacher with its weights; UserError where the file is missing or does not fit the network."""
+    spec = config.teacher
+    assert spec.checkpoint is not None
+    with seeded(config.seed, "teacher"):
+        module = networks.build(
+            tasks.load(config.task), spec.network, config.classes, image_shape(config)[0], spec.arguments
+        )
+    if spec.checkpoint != UNTRAINED:
+        weights.load(module, Path(spec.checkpoint), f"teacher.network={spec.network}")
+    check_fit(f"teacher.network={spec.network}", module, config)
+    return module
+
+
+def student(config: Config) -> nn.Module:
+    """The student with fresh weights; UserError where it does not fit the images or the classes."""
+    spec = config.student
+    with seeded(config.seed, "student"):
+        module = networks.build(
+            tasks.load(config.task), spec.network, config.classes, image_shape(config)[0], spec.arguments
+        )
+    check_fit(f"student.network={spec.network}", module, config)
+    return module
+
+
+def check_fit(name: str, module: nn.Module, config: Config) -> None:
+    """UserError unless a network takes images [B, C, H, W] of the run's size and answers with logits [B, K, ...]."""
+    given, expected = [2, *image_shape(config)], [2, config.classes]
+    with evaluating([module]):
+        try:
+            answer: object = module(torch.zeros(given))
+        except Exception as error:  # whatever a layer raises over a shape
+            reason = " ".join(str(error).split())
+            raise UserError(f"{name} cannot take images {given}, which follow from input.size: {reason}") from None
+    if not isinstance(answer, Tensor):
+        raise UserError(f"{name} answers with a {type(answer).__name__}, expected logits {expected}")
+    if list(answer.shape[:2]) != expected:
+        raise UserError(
+            f"{name} answers with {list(answer.shape)}, expected logits {expected} of {expected[1]} classes"
+        )
+
+
+def generator(config: Config) -> nn.Module:
+    """The generator with fresh weights; UserError where it cannot make images of the input size."""
+    spec = config.generator
+    try:
+        with seeded(config.seed, "generator"):
+            return generators.build(spec.network, spec.latent_size, image_shape(config), spec.width)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+@contextmanager
+def seeded(*keys: int | str) -> Iterator[None]:
+    """Inside, torch's global generator starts from the keys; outside it is as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(mix(*keys))
+        yield

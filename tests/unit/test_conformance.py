@@ -1,0 +1,75 @@
+"""Every task and every recipe keeps the promises that the harness and its users build on."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness import config as config_module
+from harness import networks, resolve
+from harness import task as tasks
+from harness.config import Config, image_shape
+from harness.strict import merge
+from harness.task import Task
+from tests.helpers import ROOT
+
+RECIPES = [(task, name) for task in tasks.names() for name in tasks.load(task).recipes()]
+
+
+def resolved(task: str, name: str) -> Config:
+    """A recipe with what it leaves to its user filled in."""
+    over = {"teacher": {"checkpoint": "untrained"}}
+    if name == task:
+        over = merge(over, {"classes": 3, "teacher": {"network": "resnet20"}, "student": {"network": "resnet20"}})
+    return resolve.resolve(name, None, over)
+
+
+@pytest.mark.parametrize("name", tasks.names())
+def test_a_task_supplies_what_the_protocol_names(name: str) -> None:
+    task = tasks.load(name)
+    for member, declared in inspect.getmembers(Task, inspect.isfunction):
+        if not member.startswith("_"):
+            wanted = list(inspect.signature(declared).parameters)[1:]
+            assert list(inspect.signature(getattr(task, member)).parameters) == wanted, member
+    metrics = task.metrics(3)
+    metrics.update(torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]), torch.tensor([0, 2]))
+    assert metrics.compute()[task.primary_metric] == 0.5
+    assert name in task.recipes(), "the recipe of the task's own name is for a user's own teacher"
+
+
+@pytest.mark.parametrize(("task", "name"), RECIPES)
+def test_a_recipe_resolves_and_says_how_it_is_run(task: str, name: str) -> None:
+    config = resolved(task, name)
+    assert (config.task, config.recipe) == (task, name)
+    assert config_module.build(config_module.to_dict(config)) == config
+    text = tasks.load(task).recipes()[name].__doc__ or ""
+    assert re.search(rf"^ +ddad (distill|teach) {re.escape(name)}\b", text, re.MULTILINE), (
+        "its docstring has no command"
+    )
+
+
+@pytest.mark.parametrize(("task", "name"), RECIPES)
+def test_a_recipes_networks_exist_and_the_student_is_not_larger(task: str, name: str) -> None:
+    config = resolved(task, name)
+    with torch.device("meta"):
+        sizes = [
+            networks.num_parameters(
+                networks.build(tasks.load(task), spec.network, config.classes, image_shape(config)[0], spec.arguments)
+            )
+            for spec in (config.teacher, config.student)
+        ]
+    assert sizes[1] <= sizes[0] or "vgg11_bn" in name  # the published pair VGG-11 -> ResNet-18 has the larger student
+
+
+def test_a_step_can_be_followed_through_four_short_files() -> None:
+    files = ("machine.py", "adversarial.py", "terms.py", "players.py")
+    assert sum(len((ROOT / "harness" / file).read_text().splitlines()) for file in files) <= 450
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "harness").rglob("*.py")), ids=lambda path: path.name)
+def test_the_harness_does_not_branch_on_the_task(path: Path) -> None:
+    assert not re.search(r"[\"'](classification|segmentation)[\"']", path.read_text())
