@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterable
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from harness.config import Config
     from harness.distill import Report
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 Words = Annotated[
     list[str] | None, typer.Argument(help="A recipe (`ddad recipes` lists them), then any number of path=value.")
@@ -239,19 +240,26 @@ def _check_packages() -> None:
             )
 
 
+def _leave(number: int, frame: object) -> NoReturn:
+    """Ends the process at once, where there is no run to save: an exception raised during imports may be swallowed."""
+    os._exit(128 + number)
+
+
 def main() -> NoReturn:
     """Runs the command; a mistake is one line on standard error and exit code 2, never a traceback."""
+    before = {number: signal.signal(number, _leave) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         _check_packages()
-        code = app(standalone_mode=False)
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except (UserError, Diverged) as error:
         _say(f"ddad: {error}")
         code = error.exit_code
-    except KeyboardInterrupt:
-        code = 130
     except Exception as error:
         if not hasattr(error, "format_message"):  # a usage error of typer's own command parser
             raise
         _say(f"ddad: {error.format_message()}")
         code = 2
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     sys.exit(code or 0)

@@ -60,9 +60,10 @@ def on_test_set(
     """Metrics over all batches of (x, labels) for the networks by role, "student" and perhaps "teacher"."""
     metrics = {role: task.metrics(classes) for role in networks}
     same, scored = torch.zeros(2, dtype=torch.long, device=device)
+    dtype = next(networks["student"].parameters()).dtype  # fp64 networks take no fp32 images
     with evaluating(networks.values()):
         for x, y in batches:
-            x, labels = x.to(device), y.to(device)
+            x, labels = x.to(device, dtype), y.to(device)
             logits = {role: network(x) for role, network in networks.items()}
             for role, values in logits.items():
                 metrics[role].update(values, labels)

@@ -46,7 +46,9 @@ def check(values: Mapping[str, Any], num_channels: int) -> None:
     for player in ("student", "generator"):
         betas, falls = values[f"{player}.betas"], values[f"{player}.milestones"]
         need(len(betas) == 2 and all(0 <= beta < 1 for beta in betas), f"{player}.betas", "two numbers in [0, 1)")
-        need(0 <= values[f"{player}.momentum"] < 1, f"{player}.momentum", "a number in [0, 1)")
+        momentum = values[f"{player}.momentum"]
+        need(0 <= momentum < 1, f"{player}.momentum", "a number in [0, 1)")
+        need(momentum > 0 or not values[f"{player}.nesterov"], f"{player}.momentum", "above 0 for nesterov")
         rising = falls == sorted(falls) and all(0 < fall < 1 for fall in falls)
         need(rising, f"{player}.milestones", "rising fractions of the run, each in (0, 1)")
     for path, value in values.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from harness.config import Config
+from harness.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,13 @@ class Runtime:
     """Device, rank and world size, and what they do to networks and sums."""
 
     def __init__(self, config: Config) -> None:
+        """Raises UserError where a launcher asks for more processes than the strategy runs on."""
+        asked = int(os.environ.get("WORLD_SIZE", "1"))
+        if asked > 1:  # before Accelerate waits for the others; each would go its own way
+            raise UserError(
+                f"WORLD_SIZE={asked}: distributed.strategy={config.distributed.strategy} runs on one process; "
+                "start ddad without a launcher"
+            )
         # Accelerate keeps one process-wide state and refuses another precision: a second run starts afresh.
         AcceleratorState._reset_state(True)
         self.accelerator = Accelerator(mixed_precision="bf16" if config.precision == "bf16" else "no")

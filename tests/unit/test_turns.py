@@ -149,6 +149,12 @@ def test_a_method_without_a_generator_needs_no_batch_norm() -> None:
     assert build(over).generator is None
 
 
+def test_a_launcher_with_more_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="WORLD_SIZE=2: .* runs on one process"):
+        build()
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp64"])
 def test_other_precisions_agree_with_fp32(precision: str) -> None:
     full, other = build(), build({"precision": precision})
