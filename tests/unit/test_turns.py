@@ -151,7 +151,7 @@ def test_a_method_without_a_generator_needs_no_batch_norm() -> None:
 
 def test_a_launcher_with_more_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="WORLD_SIZE=2: .* runs on one process"):
+    with pytest.raises(UserError, match=r"WORLD_SIZE=2: .* runs on one process"):
         build()
 
 
