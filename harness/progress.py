@@ -42,7 +42,7 @@ def conclusion(report: Report) -> None:
                 *("-" if figure is None else f"{figure:.2%}" for figure in figures),
                 seconds,
             )
-    console = Console()
+    console = Console(markup=False)  # a path may hold [brackets]
     console.print(table)
     if result["agreement_on"] == "generated" and result["agreement"] is not None:
         console.print("No test images: agreement is on generated ones; data.name and data.root name real ones.")

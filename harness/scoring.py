@@ -81,7 +81,8 @@ def _generate(run: Path, settings: Config, runtime: Runtime) -> Callable[[int, i
     """The images the run's last generator invents: generate(batch size, index of the batch)."""
     turns = find(settings.method, settings.variant)[0].turns(settings)
     machine = Machine(settings, runtime, turns, building.teacher(settings))
-    checkpoint.restore(run / "checkpoints", machine.players)
+    if checkpoint.restore(run / "checkpoints", machine.players) is None:
+        raise UserError(f"{run / 'checkpoints'} is empty, it held the generator: name test images with --data")
     return lambda count, index: machine.generate(count, "evaluation", index)
 
 

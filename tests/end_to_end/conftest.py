@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -13,11 +15,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from safetensors.torch import load_file
+from torch import Tensor
 
-from harness import cli
-from tests.helpers import DDAD, environment, run_ddad
+from harness import cli, resolve
+from harness.config import Config
+from tests import helpers
+from tests.helpers import DDAD, environment
+
+CPU = {"ACCELERATE_USE_CPU": "true"}
+"""Environment in which a machine with a GPU gives the same bytes too."""
 
 TEACHER = Path("teachers/digits-cnn32.safetensors")
 """Where the digits recipe has its teacher, from the folder in which the command is given."""
@@ -46,6 +56,7 @@ Ddad = Callable[..., Said]
 @pytest.fixture
 def ddad(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Ddad:
     """`ddad WORDS` in this process and its current folder: all of the command but the start of the interpreter."""
+    monkeypatch.setenv(*next(iter(CPU.items())))
 
     def run(*words: object) -> Said:
         monkeypatch.setattr(sys, "argv", ["ddad", *map(str, words)])
@@ -57,6 +68,11 @@ def ddad(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         return Said(ended.value.code, said.out, said.err)
 
     return run
+
+
+def run_ddad(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """`ddad WORDS` as a process, to its end."""
+    return helpers.run_ddad(*words, cwd=cwd, env=CPU)
 
 
 @pytest.fixture(scope="session")
@@ -84,6 +100,71 @@ def copy_teacher(source: Path, place: Path) -> None:
     shutil.copy(source / TEACHER, place / TEACHER)
 
 
+SHORT = ("rounds=6", "batch_size=32", "log_every=2", "checkpoint.every=2", "checkpoint.keep=2")
+"""The run that most tests look at."""
+
+SMALL = ("rounds=2", "batch_size=16", "tracking.uri=none", "pictures=false")
+
+DIGITS = ("distill", "digits", *SMALL)
+
+OWN = ("distill", "classification", *SMALL, "classes=10", "input.size=8", "student.network=cnn4")
+"""Still without a teacher."""
+
+UNTAUGHT = ("teacher.network=cnn8", "teacher.checkpoint=untrained")
+"""One of random weights."""
+
+QUIET = ("tracking.uri=none", "pictures=false")
+
+
+@dataclass(frozen=True)
+class Run:
+    place: Path
+    """The folder in which the command was given."""
+    folder: Path
+    """The run folder."""
+    done: subprocess.CompletedProcess[str]
+    cpu_seconds: float
+
+    @property
+    def result(self) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads((self.folder / "result.json").read_text())
+        return content
+
+    @property
+    def config(self) -> Config:
+        return resolve.resolve(None, resolve.read_file(self.folder / "config.yaml"))
+
+
+def timed_ddad(*words: str, cwd: Path) -> tuple[subprocess.CompletedProcess[str], float]:
+    """The command, and the CPU seconds it took."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = run_ddad(*words, cwd=cwd)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return done, after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory, taught: tuple[Path, object]) -> Run:
+    """One run with everything on, its MLflow store included."""
+    place = tmp_path_factory.mktemp("distilled")
+    copy_teacher(taught[0], place)
+    done, seconds = timed_ddad("distill", "digits", *SHORT, cwd=place)
+    assert done.returncode == 0, done.stderr
+    return Run(place, only(place, "runs/*"), done, seconds)
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    """The whole rows of a run's metrics; a last one may be half written."""
+    file = folder / "metrics.jsonl"
+    whole = file.read_text().rpartition("\n")[0] if file.exists() else ""
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def teacher_weights() -> dict[str, Tensor]:
+    """The taught teacher's, from the current folder."""
+    return load_file(TEACHER)
+
+
 def contents(place: Path) -> dict[str, str]:
     """{path: sha256, or "folder"} of everything below a folder, hidden files too."""
     found = {}
@@ -107,7 +188,7 @@ def only(place: Path, pattern: str) -> Path:
 def started(*words: str, cwd: Path) -> Iterator[subprocess.Popen[str]]:
     """`ddad WORDS` running by itself, killed when the block ends if it still is."""
     process = subprocess.Popen(
-        [*DDAD, *words], cwd=cwd, env=environment(), stdin=subprocess.DEVNULL,
+        [*DDAD, *words], cwd=cwd, env=environment(CPU), stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
@@ -118,7 +199,7 @@ def started(*words: str, cwd: Path) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
-def wait(process: subprocess.Popen[str], happened: Callable[[], bool], seconds: float = 120) -> None:
+def wait(process: subprocess.Popen[str], happened: Callable[[], bool], seconds: float = 300) -> None:
     """Until something happens, while the process runs."""
     end = time.monotonic() + seconds
     while not happened():
