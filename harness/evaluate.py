@@ -102,7 +102,7 @@ class Fitted:
         self._taken: dict[tuple[int, ...], tuple[int, ...]] = {}
 
     def __call__(self, x: Tensor, wanted: Sequence[int]) -> Tensor:
-        """x [B, C, H, W] -> logits [B, K], or [B, K, *wanted]; resized bilinearly on both sides where that is needed."""
+        """x [B, C, H, W] -> logits [B, K], or [B, K, *wanted]; images and logits are resized where that is needed."""
         given = tuple(x.shape[2:])
         if given not in self._taken:
             self._taken[given] = sizes.nearest(self.network, x) or given

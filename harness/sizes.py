@@ -16,7 +16,7 @@ def nearest(module: nn.Module, x: Tensor) -> tuple[int, int] | None:
     for height, width in dict.fromkeys((_round(x.shape[-2], m), _round(x.shape[-1], m)) for m in MULTIPLES):
         try:
             answer: object = module(x.new_zeros(2, x.shape[1], height, width))
-        except Exception:  # whatever a layer raises over a shape  # noqa: PERF203
+        except Exception:  # whatever a layer raises over a shape
             continue
         # A map of another size comes of sides that were cut off on the way down and not regained on the way up.
         if isinstance(answer, Tensor) and (answer.dim() != 4 or answer.shape[2:] == (height, width)):

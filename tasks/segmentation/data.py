@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import torch
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.datasets.folder import IMG_EXTENSIONS

@@ -82,10 +82,10 @@ OTHER = "void"
 def picture(
     images: Tensor, teacher: Tensor, student: Tensor | None, names: Sequence[str], truth: Tensor | None = None
 ) -> Image.Image:
-    """RGB images [B, 3, H, W] in 0..1, a row each: the image, the labels `truth` [B, h, w], the teacher's and the
-    student's map, from logits [B, K, h, w]; below them the colours of the classes that occur.
+    """RGB images [B, 3, H, W] in 0..1, a row each: the image, the labels, the teacher's map, the student's.
 
-    At most MAX_ROWS images are shown. A class without a name in `names`, like void, is black.
+    Labels `truth` are [B, h, w], logits [B, K, h, w]. Below are the colours of the classes that occur. At most MAX_ROWS
+    images are shown. A class without a name in `names`, like void, is black.
     """
     maps = {"truth": truth, "teacher": teacher.argmax(1), "student": None if student is None else student.argmax(1)}
     shown = {who: labels[:MAX_ROWS].cpu().numpy() for who, labels in maps.items() if labels is not None}
