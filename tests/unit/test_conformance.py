@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness import config as config_module
 from harness import building, networks, resolve
+from harness import config as config_module
 from harness import task as tasks
 from harness.config import Config, image_shape
 from harness.strict import merge

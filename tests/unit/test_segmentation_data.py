@@ -203,9 +203,9 @@ def test_folders_of_images_of_any_size(tmp_path: Path) -> None:
     assert [labels.unique().tolist() for _, labels in batches] == [[0, 2], [1]]
     (tmp_path / "classes.txt").write_text("cat\ndog\ncow\n")
     assert task.dataset(config("folders", tmp_path), "test").classes == ["cat", "dog", "cow"]
-    with pytest.raises(UserError, match="no such folder; data.name=folders reads its train images"):
+    with pytest.raises(UserError, match=r"no such folder; data\.name=folders reads its train images"):
         task.dataset(config("folders", tmp_path), "train")
-    with pytest.raises(UserError, match="needs data.root"):
+    with pytest.raises(UserError, match=r"needs data\.root"):
         task.dataset(config("folders", None), "test")
 
 
