@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor, nn
 
+from harness.evaluate import on_test_set
+from harness.task import load
 from tasks.segmentation import task
 from tasks.segmentation.metrics import VOID
 
@@ -57,3 +60,27 @@ def test_nothing_is_scored_where_all_is_void() -> None:
     scores = task.metrics(2)
     scores.update(logits([[0, 1]], 2), torch.tensor([[[VOID, VOID]]]))
     assert scores.compute() == {"miou": None, "per_class_iou": [None, None], "pixel_accuracy": None}
+
+
+class Says(nn.Module):
+    """A network that answers every image with the same map."""
+
+    def __init__(self, answers: list[list[int]]) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(logits(answers, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.logits.expand(len(x), -1, -1, -1)
+
+
+@pytest.mark.parametrize(
+    ("labels", "share"), [([[0, 1, 1, VOID]], 2 / 3), ([[0, VOID, VOID, VOID]], 1.0), ([[VOID] * 4], None)]
+)
+def test_agreement_is_over_scored_pixels(labels: list[list[int]], share: float | None) -> None:
+    networks: dict[str, nn.Module] = {"student": Says([[0, 0, 1, 0]]), "teacher": Says([[0, 1, 1, 1]])}
+    batch = (torch.zeros(1, 3, 1, 4), torch.tensor([labels]))
+    found = on_test_set(load("segmentation"), 2, networks, [batch, batch], torch.device("cpu"))
+    assert found.agreement == share
+    size = [1, 4]
+    assert found.sizes == {role: [{"image": size, "network": size, "labels": size}] for role in networks}
+    assert found.teacher["miou"] == (None if share is None else 1.0)
