@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from harness import generators, networks, weights
+from harness import generators, networks, sizes, weights
 from harness import task as tasks
 from harness.config import Config, image_shape
 from harness.errors import UserError
@@ -44,20 +44,44 @@ def student(config: Config) -> nn.Module:
 
 
 def check_fit(name: str, module: nn.Module, config: Config) -> None:
-    """UserError unless a network takes images [B, C, H, W] of the run's size and answers with logits [B, K, ...]."""
-    given, expected = [2, *image_shape(config)], [2, config.classes]
+    """UserError unless a network takes images [B, C, H, W] of the run's size and answers with the task's logits."""
+    _check(name, module, config, torch.zeros(2, *image_shape(config)))
+
+
+def check_answer(name: str, module: nn.Module, config: Config) -> None:
+    """As `check_fit`, at the nearest size that the network takes: enough where images are resized for it."""
+    x = torch.zeros(2, *image_shape(config))
+    with evaluating([module]):
+        size = sizes.nearest(module, x)
+    _check(name, module, config, x if size is None else x.new_zeros(*x.shape[:2], *size))
+
+
+def _check(name: str, module: nn.Module, config: Config, x: Tensor) -> None:
+    height, width = x.shape[2:]
+    expected = [2, *tasks.load(config.task).answer_shape(config.classes, height, width)]
     with evaluating([module]):
         try:
-            answer: object = module(torch.zeros(given))
+            answer: object = module(x)
         except Exception as error:  # whatever a layer raises over a shape
-            reason = " ".join(str(error).split())
-            raise UserError(f"{name} cannot take images {given}, which follow from input.size: {reason}") from None
-    if not isinstance(answer, Tensor):
-        raise UserError(f"{name} answers with a {type(answer).__name__}, expected logits {expected}")
-    if list(answer.shape[:2]) != expected:
-        raise UserError(
-            f"{name} answers with {list(answer.shape)}, expected logits {expected} of {expected[1]} classes"
-        )
+            reason = networks.one_line(error)
+            raise UserError(
+                f"{name} cannot take images {list(x.shape)}, which follow from input.size{_advice(module, x)}: {reason}"
+            ) from None
+        if not isinstance(answer, Tensor):
+            raise UserError(f"{name} answers with a {type(answer).__name__}, expected logits {expected}")
+        if list(answer.shape) != expected:
+            advice = _advice(module, x) if answer.dim() == len(expected) and answer.shape[1] == expected[1] else ""
+            raise UserError(
+                f"{name} answers with {list(answer.shape)}, expected logits {expected} of {expected[1]} classes{advice}"
+            )
+
+
+def _advice(module: nn.Module, x: Tensor) -> str:
+    """The size nearest to that of images x which the network takes, as part of a message; "" where there is none."""
+    size = sizes.nearest(module, x)
+    if size is None or size == tuple(x.shape[2:]):
+        return ""
+    return f"; the nearest it takes is input.size={size[0] if size[0] == size[1] else list(size)}"
 
 
 def generator(config: Config) -> nn.Module:

@@ -77,7 +77,9 @@ def evaluate(
     mean: Annotated[str | None, typer.Option(help="Normalisation, a number per channel: .485,.456,.406")] = None,
     std: Annotated[str | None, typer.Option(help="Normalisation, likewise.")] = None,
     channels: Annotated[str | None, typer.Option(help="rgb, bgr or gray.")] = None,
-    size: Annotated[int | None, typer.Option(help="Side of an image in pixels; default the data set's own.")] = None,
+    size: Annotated[
+        str | None, typer.Option(help="Side of an image in pixels, or height,width; default as data.")
+    ] = None,
     classes: Annotated[int | None, typer.Option(help="Number of classes; default the data set's own.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -91,9 +93,16 @@ def evaluate(
     else:
         if checkpoint is None or data is None:
             raise UserError("--network goes with --checkpoint and --data")
-        words = {"data.root": root and str(root), "teacher.channels": channels, "input.size": size, "classes": classes}
-        numbers = {"teacher.mean": _numbers("--mean", mean), "teacher.std": _numbers("--std", std)}
-        found = scoring.of_network(str(network), checkpoint, data, {**words, **numbers})
+        given: dict[str, object] = {
+            "data.root": root and str(root),
+            "teacher.channels": channels,
+            "teacher.mean": _numbers("--mean", mean),
+            "teacher.std": _numbers("--std", std),
+            "classes": classes,
+            "input.size": _size(size),
+            "data.size": _size(size),
+        }
+        found = scoring.of_network(str(network), checkpoint, data, given)
     _print(found, as_json, scoring.table)
 
 
@@ -212,6 +221,17 @@ def _numbers(option: str, text: str | None) -> list[float] | None:
         return [float(word) for word in text.replace(",", " ").split()] if text else None
     except ValueError:
         raise UserError(f"{option} {text!r}: expected a number per channel, such as .485,.456,.406") from None
+
+
+def _size(text: str | None) -> int | list[int] | None:
+    """A side, or height and width between a comma or spaces."""
+    try:
+        numbers = [int(word) for word in text.replace(",", " ").split()] if text else None
+    except ValueError:
+        numbers = []
+    if numbers is not None and len(numbers) not in (1, 2):
+        raise UserError(f"--size {text!r}: expected a side, or height,width, such as 32 or 360,480")
+    return numbers[0] if numbers and len(numbers) == 1 else numbers
 
 
 def _say(line: str) -> None:

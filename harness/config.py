@@ -132,6 +132,8 @@ class Data:
     """A data set of the task, "image_folder", or "none": the run then reports agreement on generated images."""
     root: str | None = None
     """Where data sets are; null: $DDAD_DATA, else ./data."""
+    size: int | list[int] | None = None
+    """Side or [height, width] that test images are brought to; null: `input.size`, or full frame where pixels count."""
     workers: int = 0
     """Processes that load and augment images."""
 
@@ -296,9 +298,13 @@ def differences(a: Config, b: Config) -> list[str]:
 
 def image_shape(config: Config) -> tuple[int, int, int]:
     """(C, H, W) of an input image."""
-    size = config.input.size
+    return (_num_channels(config), *sides(config.input.size))
+
+
+def sides(size: int | list[int]) -> tuple[int, int]:
+    """(H, W) of a size: a side, or [height, width]."""
     height, width = (size, size) if isinstance(size, int) else size
-    return (_num_channels(config), height, width)
+    return height, width
 
 
 def weight_at(weight: Weight, round_index: int) -> float:

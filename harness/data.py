@@ -27,10 +27,23 @@ def data_root(config: Config) -> Path:
 def evaluation_loader(
     dataset: Dataset, batch_size: int, rank: int = 0, world_size: int = 1, workers: int = 0
 ) -> torch_data.DataLoader[Any]:
-    """(images [B, C, H, W], labels [B, ...]): each image once over all ranks, rank r of W reading r, r + W, ..."""
+    """(images [B, C, H, W], labels [B, ...]): each image once over all ranks, rank r of W reading r, r + W, ...
+
+    A batch holds images of one size; where sizes differ, there are more and smaller batches.
+    """
     share = range(rank, len(dataset), world_size)
     images = cast("torch_data.Dataset[Any]", dataset)
-    return _Loader(images, batch_size=batch_size, sampler=share, num_workers=workers, generator=torch.Generator())
+    return _GroupLoader(
+        images, batch_size=batch_size, sampler=share, num_workers=workers, generator=torch.Generator(),
+        collate_fn=_by_shape,
+    )  # fmt: skip
+
+
+def spread(dataset: Dataset, count: int) -> tuple[Tensor, Tensor]:
+    """Up to `count` images at even distances over the set, as a batch; where sizes differ, those of the first's."""
+    count = min(count, len(dataset))
+    images, labels = _by_shape([dataset[index * len(dataset) // count] for index in range(count)])[0]
+    return images, labels
 
 
 @dataclass(frozen=True)
@@ -106,3 +119,19 @@ class _Loader(torch_data.DataLoader[Any]):
         except UserError as error:
             last = str(error).splitlines()[-1]  # a worker's error arrives as its whole traceback
             raise UserError(last.removeprefix(f"{UserError.__module__}.{UserError.__name__}: ")) from None
+
+
+class _GroupLoader(_Loader):
+    """A loader whose batches come in groups, one after the other."""
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # as above
+        for groups in super().__iter__():
+            yield from groups
+
+
+def _by_shape(items: list[tuple[Tensor, Any]]) -> list[Any]:
+    """The items as batches, one for each shape of image and label."""
+    groups: dict[tuple[Any, ...], list[tuple[Tensor, Any]]] = {}
+    for image, label in items:
+        groups.setdefault((image.shape, getattr(label, "shape", None)), []).append((image, label))
+    return [torch_data.default_collate(group) for group in groups.values()]

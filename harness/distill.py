@@ -202,8 +202,8 @@ def _measure(machine: Machine) -> Scores:
 
 def _evaluation(config: Config, scores: Scores) -> dict[str, float]:
     """The figures of an evaluation that make a curve."""
-    metric = tasks.load(config.task).primary_metric
-    found = {"agreement": scores.agreement, f"student_{metric}": scores.student.get(metric)}
+    found = {"agreement": scores.agreement}
+    found |= {f"student_{name}": scores.student.get(name) for name in tasks.load(config.task).reported_metrics}
     return {f"evaluation/{name}": value for name, value in found.items() if value is not None}
 
 
@@ -228,12 +228,13 @@ def _finish(machine: Machine, record: Record, report: Report) -> dict[str, Any]:
         },
     )
     record.curves()
+    record.scored(machine)
     record.model(machine)
     return _describe(machine, scores, report)
 
 
 def _describe(machine: Machine, scores: Scores, report: Report) -> dict[str, Any]:
-    config, metric = machine.config, tasks.load(machine.config.task).primary_metric
+    config, metrics = machine.config, tasks.load(machine.config.task).reported_metrics
     teacher: dict[str, Any] | None = None
     if machine.teacher:
         checkpoint_file = config.teacher.checkpoint
@@ -242,7 +243,8 @@ def _describe(machine: Machine, scores: Scores, report: Report) -> dict[str, Any
             "network": config.teacher.network,
             "parameters": networks.num_parameters(machine.teacher.module),
             "sha256": None if untrained else networks.sha256(Path(str(checkpoint_file))),
-            metric: scores.teacher.get(metric),
+            **{name: scores.teacher.get(name) for name in metrics},
+            **({"sizes": scores.sizes["teacher"]} if "teacher" in scores.sizes else {}),
         } | ({"untrained": True} if untrained else {})
     return {
         "schema": RESULT_SCHEMA,
@@ -252,7 +254,8 @@ def _describe(machine: Machine, scores: Scores, report: Report) -> dict[str, Any
         "student": {
             "network": config.student.network,
             "parameters": networks.num_parameters(machine.student.module),
-            metric: scores.student.get(metric),
+            **{name: scores.student.get(name) for name in metrics},
+            **({"sizes": scores.sizes["student"]} if "student" in scores.sizes else {}),
         },
         "agreement": scores.agreement,
         "agreement_on": scores.agreement_on,

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from harness import sizes
 from harness import task as tasks
-from harness.config import Config
+from harness.config import Config, image_shape
 from harness.data import evaluation_loader
-from harness.task import Task
+from harness.task import Dataset, Task
 
 NUM_GENERATED = 2048
 """Generated images an agreement without data is measured on, in batches of the run's own size."""
+
+
+Sizes = dict[str, list[int]]
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,11 @@ class Scores:
     teacher: dict[str, Any] = field(default_factory=dict)
     """The task's metrics; empty without data or without a teacher."""
     student: dict[str, Any] = field(default_factory=dict)
+    sizes: dict[str, list[Sizes]] = field(default_factory=dict)
+    """By role, every combination of sizes, [height, width], that occurred where logits are maps or images were resized.
+
+    `image` is the test image's, `network` what the network was given, `labels` what its logits were brought to.
+    """
 
 
 def measure(
@@ -42,8 +52,9 @@ def measure(
     networks = {"student": student} | ({"teacher": teacher} if teacher else {})
     if config.data.name != "none":
         task = tasks.load(config.task)
-        batches = evaluation_loader(task.dataset(config, "test"), config.batch_size, workers=config.data.workers)
-        return on_test_set(task, config.classes, networks, batches, device)
+        data = task.dataset(config, "test")
+        batches = evaluation_loader(data, _batch_size(config, data), workers=config.data.workers)
+        return on_test_set(task, len(data.classes), networks, batches, device)
     if teacher is None or generate is None:
         return Scores(None, "generated")
     count = -(-NUM_GENERATED // config.batch_size)
@@ -57,14 +68,19 @@ def on_test_set(
     batches: Iterable[tuple[Tensor, Tensor]],
     device: torch.device,
 ) -> Scores:
-    """Metrics over all batches of (x, labels) for the networks by role, "student" and perhaps "teacher"."""
+    """Metrics over all batches of (x, labels) for the networks by role, "student" and perhaps "teacher".
+
+    `classes` are those of the data. Where logits are maps, images are resized to the nearest size that a network takes,
+    and its logits to the size of the labels.
+    """
     metrics = {role: task.metrics(classes) for role in networks}
+    fitted = {role: Fitted(network) for role, network in networks.items()}
     same, scored = torch.zeros(2, dtype=torch.long, device=device)
     dtype = next(networks["student"].parameters()).dtype  # fp64 networks take no fp32 images
     with evaluating(networks.values()):
         for x, y in batches:
             x, labels = x.to(device, dtype), y.to(device)
-            logits = {role: network(x) for role, network in networks.items()}
+            logits = {role: network(x, labels.shape[1:]) for role, network in fitted.items()}
             for role, values in logits.items():
                 metrics[role].update(values, labels)
             valid = labels != task.ignore_index if task.ignore_index is not None else torch.ones_like(labels).bool()
@@ -72,8 +88,42 @@ def on_test_set(
             same += sum(((first == other) & valid).sum() for other in others)
             scored += valid.sum()
     found = {role: metric.compute() for role, metric in metrics.items()}
-    share = same.item() / scored.item() if len(networks) == 2 else None
-    return Scores(share, "test", found.get("teacher", {}), found.get("student", {}))
+    share = same.item() / scored.item() if len(networks) == 2 and scored else None
+    used = {role: network.sizes for role, network in fitted.items() if network.sizes}
+    return Scores(share, "test", found.get("teacher", {}), found.get("student", {}), used)
+
+
+class Fitted:
+    """A network for images of any size, in eval mode; it keeps account of the sizes it met."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self.sizes: list[Sizes] = []
+        self._taken: dict[tuple[int, ...], tuple[int, ...]] = {}
+
+    def __call__(self, x: Tensor, wanted: Sequence[int]) -> Tensor:
+        """x [B, C, H, W] -> logits [B, K], or [B, K, *wanted]; images and logits are resized where that is needed."""
+        given = tuple(x.shape[2:])
+        if given not in self._taken:
+            self._taken[given] = sizes.nearest(self.network, x) or given
+        taken = self._taken[given]
+        y: Tensor = self.network(x if taken == given else _resize(x, taken))
+        is_map = y.dim() == 4
+        record = {"image": list(given), "network": list(taken)} | ({"labels": list(wanted)} if is_map else {})
+        if record not in self.sizes and (is_map or taken != given):
+            self.sizes.append(record)
+        return y if not is_map or tuple(y.shape[2:]) == tuple(wanted) else _resize(y, wanted)
+
+
+def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
+    return F.interpolate(x, list(size), mode="bilinear", align_corners=False)
+
+
+def _batch_size(config: Config, data: Dataset) -> int:
+    """Images in a batch of evaluation: no more pixels than a batch of the run has."""
+    _, height, width = image_shape(config)
+    pixels = data[0][0][0].numel() if len(data) else height * width
+    return max(1, min(config.batch_size, config.batch_size * height * width // pixels))
 
 
 def agreement(teacher: nn.Module, student: nn.Module, images: Iterable[Tensor]) -> float:

@@ -37,7 +37,7 @@ Series = dict[str, tuple[list[int], list[float]]]
 """Rounds and values by the name of a metric."""
 
 
-def save_grid(
+def save_grid(  # noqa: PLR0913
     task: Task,
     path: Path,
     images01: Tensor,
@@ -45,12 +45,14 @@ def save_grid(
     student_logits: Tensor | None,
     names: Sequence[str],
     caption: str,
+    truth: Tensor | None = None,
 ) -> None:
     """Writes a PNG of RGB images [B, 3, H, W] in 0..1 beside what the networks say of them, under a caption.
 
-    Logits are [B, K] or [B, K, H, W]. Raises UserError where the file cannot be written.
+    Logits are [B, K] or [B, K, h, w], labels `truth` [B] or [B, h, w]. Raises UserError where the file cannot be
+    written.
     """
-    page = _captioned(task.picture(images01, teacher_logits, student_logits, names), caption)
+    page = _captioned(task.picture(images01, teacher_logits, student_logits, names, truth), caption)
     with files.atomic(path) as temporary:
         page.save(temporary, "png")
 

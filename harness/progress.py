@@ -30,11 +30,11 @@ def conclusion(report: Report) -> None:
     """The table of a finished run, and where to look next."""
     result = report.result
     assert result is not None
-    metric = tasks.load(result["task"]).primary_metric
-    table = Table("network", "parameters", metric, "agreement", "seconds")
+    metrics = tasks.load(result["task"]).reported_metrics
+    table = Table("network", "parameters", *metrics, "agreement", "seconds")
     for role in ("teacher", "student"):
         if row := result[role]:
-            figures = (row[metric], result["agreement"] if role == "student" else None)
+            figures = (*(row[name] for name in metrics), result["agreement"] if role == "student" else None)
             seconds = f"{result['wall_seconds']:.1f}" if role == "student" else ""
             table.add_row(
                 f"{role} {row['network']}" + (" (untrained)" if row.get("untrained") else ""),

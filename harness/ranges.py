@@ -36,9 +36,11 @@ def check(values: Mapping[str, Any], num_channels: int) -> None:
     need(values["classes"] >= 2, "classes", "the number of classes, at least 2")
     minutes = values["max_minutes"]
     need(minutes is None or minutes > 0, "max_minutes", "above 0, or null")
-    size = values["input.size"]
-    sides = size if isinstance(size, list) else [size, size]
-    need(len(sides) == 2 and min(sides) >= 1, "input.size", "a side or [height, width] in pixels")
+    for path in ("input.size", "data.size"):
+        size = values[path]
+        sides = size if isinstance(size, list) else [size, size]
+        fits = len(sides) == 2 and (size is None or min(sides) >= 1)
+        need(fits, path, "a side or [height, width] in pixels")
     for path in ("teacher.mean", "teacher.std"):
         fits = values[path] is None or len(values[path]) == num_channels
         need(fits, path, f"{num_channels} numbers for {values['teacher.channels']} images")

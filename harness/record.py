@@ -12,7 +12,8 @@ from harness import config as config_module
 from harness import folder, images, pictures, tracking
 from harness import task as tasks
 from harness.config import Config
-from harness.evaluate import evaluating
+from harness.data import spread
+from harness.evaluate import Fitted, evaluating
 from harness.log import Log, read
 from harness.machine import Machine
 from harness.methods import METHODS
@@ -20,6 +21,9 @@ from harness.terms import Terms
 
 NUM_SAMPLES = 64
 """Images in a sample grid."""
+
+NUM_SCORED = 8
+"""Test images in the picture that compares the networks' answers with the labels."""
 
 COLLAPSED_ROWS = 5
 """Reports in a row that must look collapsed before the alarm: a single batch proves nothing."""
@@ -68,6 +72,22 @@ class Record:
         caption = f"{self.config.recipe}, {self.config.method}, round {round_index} of {self.config.rounds}"
         task = tasks.load(self.config.task)
         pictures.save_grid(task, path, rgb, t.float().cpu(), s.float().cpu(), self.names, caption)
+        self.experiment.picture(path, "samples")
+
+    def scored(self, machine: Machine) -> None:
+        """samples/test.png: test images, spread over the set, with their labels and what the networks say of them."""
+        if not self.config.pictures or self.config.data.name == "none" or machine.teacher is None:
+            return
+        task = tasks.load(self.config.task)
+        data = task.dataset(self.config, "test")
+        images_read, truth = spread(data, NUM_SCORED)
+        x = images_read.to(machine.runtime.device, machine.runtime.dtype)
+        with evaluating([machine.student.module]):
+            t, s = (Fitted(network)(x, truth.shape[1:]) for network in (machine.teacher.module, machine.student.module))
+        rgb = images.preprocessing(self.config).denormalise(images_read)
+        path = self.path / "samples" / "test.png"
+        caption = f"{self.config.recipe}, {self.config.method}, {len(rgb)} of {len(data)} test images"
+        pictures.save_grid(task, path, rgb, t.float().cpu(), s.float().cpu(), self.names, caption, truth)
         self.experiment.picture(path, "samples")
 
     def curves(self) -> None:

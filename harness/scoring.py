@@ -45,6 +45,7 @@ def of_run(run: Path, warn: Callable[[str], None], given: Mapping[str, Any]) -> 
         "student": scores.student or None,
         "agreement": scores.agreement,
         "agreement_on": scores.agreement_on,
+        **({"sizes": scores.sizes} if scores.sizes else {}),
         "missing": missing,
     }
 
@@ -58,10 +59,11 @@ def of_network(name: str, file: Path, data: str, given: Mapping[str, Any]) -> di
     task = tasks.load(settings.task)
     module = networks.build(task, name, settings.classes, config.image_shape(settings)[0])
     weights.load(module, file, f"--network {name}")
-    building.check_fit(f"--network {name}", module, settings)
+    building.check_answer(f"--network {name}", module, settings)
     runtime = Runtime(settings)
     scores = evaluate.measure(settings, None, runtime.place(module), runtime.device, None)
-    return {"network": name, "checkpoint": str(file), "data": data, **scores.student}
+    described = {"network": name, "checkpoint": str(file), "data": data, **scores.student}
+    return described | ({"sizes": scores.sizes["student"]} if scores.sizes else {})
 
 
 def table(found: Mapping[str, Any]) -> list[str]:

@@ -47,6 +47,9 @@ class Task(Protocol):
     primary_metric: str
     """The metric a run is judged by, a key of `Metrics.compute()`."""
 
+    reported_metrics: tuple[str, ...]
+    """The scalar metrics that go into result.json, keys of `Metrics.compute()`; the primary one is among them."""
+
     ignore_index: int | None
     """The label that is not scored, or None."""
 
@@ -59,22 +62,28 @@ class Task(Protocol):
     def network(self, name: str, classes: int, channels: int, **arguments: Any) -> nn.Module:
         """A built-in network with fresh weights: [B, channels, H, W] -> logits."""
 
+    def answer_shape(self, classes: int, height: int, width: int) -> tuple[int, ...]:
+        """The logits of one image of that size: (K,) or (K, H, W)."""
+
     def data_names(self) -> Sequence[str]:
         """The names `dataset` knows."""
 
     def dataset(self, config: Config, split: Split, augment: bool = False) -> Dataset:
-        """Real images of `config.data`, resized, normalised for the teacher; UserError where there are none."""
+        """Real images of `config.data`, resized, normalised for the teacher; UserError where there are none.
+
+        With `augment` all have `config.input.size`; else `config.data.size`, or what the task takes where that is null.
+        """
 
     def data_defaults(self, name: str) -> Overlay:
         """What a data set asks of a run: classes, input size, channels, normalisation."""
 
     def metrics(self, classes: int) -> Metrics:
-        """Fresh, empty counts."""
+        """Fresh, empty counts for data of so many classes; a network may answer with more."""
 
     def picture(
         self, images: Tensor, teacher: Tensor, student: Tensor | None, names: Sequence[str], truth: Tensor | None = None
     ) -> Image:
-        """RGB images [B, 3, H, W] in 0..1 beside what the networks' logits say of them."""
+        """RGB images [B, 3, H, W] in 0..1 beside what the networks' logits say of them, and the labels `truth`."""
 
 
 @functools.cache

@@ -23,7 +23,7 @@ from torchvision.datasets import folder
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from harness.config import Config, image_shape
+from harness.config import Config, sides
 from harness.data import data_root
 from harness.errors import UserError, nearest
 from harness.images import fit, preprocessing
@@ -90,6 +90,8 @@ class Files:
 def dataset(config: Config, split: Split, augment: bool = False) -> LabelledImages:
     """The images of `config.data`, at `config.input.size` and normalised for the teacher.
 
+    Without `augment` at `config.data.size`, where that is given.
+
     Raises UserError where the set is unknown, missing, partial or corrupt, or has not `config.classes` classes.
     """
     name = config.data.name
@@ -103,7 +105,8 @@ def dataset(config: Config, split: Split, augment: bool = False) -> LabelledImag
     if count != config.classes:
         where = f" in {config.data.root}" if name == "image_folder" else ""
         raise UserError(f"classes={config.classes}: data.name={name} has {count} classes{where}; set classes={count}")
-    _, height, width = image_shape(config)
+    wanted = config.data.size or config.input.size
+    height, width = sides(config.input.size if augment else wanted)
     steps = [step(height, width) for step in (augmented if augment else [_fit])]
     steps += [v2.ToDtype(torch.float32, scale=True), preprocessing(config).normalise]
     return LabelledImages(*source, v2.Compose(steps))

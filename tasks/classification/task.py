@@ -20,6 +20,7 @@ from tasks.classification.metrics import Counts
 from tasks.classification.recipes import DATA, RECIPES
 
 primary_metric = "accuracy"
+reported_metrics = ("accuracy",)
 ignore_index: int | None = None
 
 
@@ -36,6 +37,11 @@ def network_names() -> Sequence[str]:
 def network(name: str, classes: int, channels: int, **arguments: Any) -> nn.Module:
     """A built-in network with fresh weights: [B, channels, H, W] -> [B, classes]."""
     return networks.network(name, classes, channels, **arguments)
+
+
+def answer_shape(classes: int, height: int, width: int) -> tuple[int, ...]:
+    """(K,): one answer an image."""
+    return (classes,)
 
 
 def data_names() -> Sequence[str]:

@@ -50,7 +50,7 @@ def test_output_is_plain_lines_without_a_terminal(run: Run) -> None:
 
 def test_run_folder_holds_exactly_what_is_specified(run: Run) -> None:
     files = {path for path, sha in contents(run.folder).items() if sha != "folder"}
-    samples = {f"samples/round-{number:08d}.png" for number in (0, 2, 3, 5, 6)}
+    samples = {f"samples/round-{number:08d}.png" for number in (0, 2, 3, 5, 6)} | {"samples/test.png"}
     checkpoints = {f"checkpoints/round-{number:08d}.safetensors" for number in (4, 6)}
     record = {"config.yaml", "environment.json", "metrics.jsonl", "student.safetensors", "student.json", "curves.png"}
     assert files == record | {"result.json", "mlflow.json", ".lock"} | samples | checkpoints

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from pathlib import Path
 
 import pytest
 import torch
 
+from harness import building, networks, resolve
 from harness import config as config_module
-from harness import networks, resolve
 from harness import task as tasks
 from harness.config import Config, image_shape
 from harness.strict import merge
@@ -24,7 +25,8 @@ def resolved(task: str, name: str) -> Config:
     """A recipe with what it leaves to its user filled in."""
     over = {"teacher": {"checkpoint": "untrained"}}
     if name == task:
-        over = merge(over, {"classes": 3, "teacher": {"network": "resnet20"}, "student": {"network": "resnet20"}})
+        network = tasks.load(task).network_names()[0]
+        over = merge(over, {"classes": 3, "teacher": {"network": network}, "student": {"network": network}})
     return resolve.resolve(name, None, over)
 
 
@@ -35,10 +37,42 @@ def test_a_task_supplies_what_the_protocol_names(name: str) -> None:
         if not member.startswith("_"):
             wanted = list(inspect.signature(declared).parameters)[1:]
             assert list(inspect.signature(getattr(task, member)).parameters) == wanted, member
-    metrics = task.metrics(3)
-    metrics.update(torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]), torch.tensor([0, 2]))
-    assert metrics.compute()[task.primary_metric] == 0.5
     assert name in task.recipes(), "the recipe of the task's own name is for a user's own teacher"
+
+
+@pytest.mark.parametrize("name", tasks.names())
+@pytest.mark.parametrize(("shift", "expected"), [(0, 1.0), (1, 0.0)], ids=["right", "wrong"])
+def test_a_tasks_metrics_count_what_its_networks_answer(name: str, shift: int, expected: float) -> None:
+    task = tasks.load(name)
+    shape = task.answer_shape(3, 4, 5)
+    labels = torch.arange(6 * math.prod(shape[1:])).view(6, *shape[1:]) % 3
+    if task.ignore_index is not None:
+        labels.view(6, -1)[:, 0] = task.ignore_index
+    answers = torch.nn.functional.one_hot((labels.clamp(max=2) + shift) % 3, 3).movedim(-1, 1).float()
+    metrics = task.metrics(3)
+    metrics.update(answers[:4], labels[:4])
+    metrics.update(answers[4:], labels[4:])
+    found = metrics.compute()
+    assert task.primary_metric in task.reported_metrics
+    assert {name: found[name] for name in task.reported_metrics} == dict.fromkeys(task.reported_metrics, expected)
+
+
+@pytest.mark.parametrize("name", tasks.names())
+def test_a_task_draws_its_answers_beside_labels(name: str) -> None:
+    task = tasks.load(name)
+    logits = torch.rand(2, *task.answer_shape(3, 8, 8))
+    names = ["a", "b", "c"]
+    plain = task.picture(torch.rand(2, 3, 8, 8), logits, None, names)
+    full = task.picture(torch.rand(2, 3, 8, 8), logits, -logits, names, logits.argmin(1))
+    assert plain.mode == full.mode == "RGB" and full.width * full.height > plain.width * plain.height
+
+
+@pytest.mark.parametrize(("task", "name"), RECIPES)
+def test_a_recipes_networks_take_its_images_and_its_generator_makes_them(task: str, name: str) -> None:
+    config = resolved(task, name)
+    with torch.device("meta"):  # shapes alone: quick for the largest
+        for build in (building.teacher, building.student, building.generator):
+            build(config)
 
 
 @pytest.mark.parametrize(("task", "name"), RECIPES)

