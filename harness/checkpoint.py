@@ -62,11 +62,6 @@ def restore(folder: Path, players: Mapping[str, Player]) -> dict[str, Any] | Non
     return state
 
 
-def has_checkpoint(folder: Path) -> bool:
-    """Whether there is anything to resume from."""
-    return bool(_all(folder))
-
-
 def _all(folder: Path) -> list[Path]:
     return sorted(folder.glob("round-*.safetensors"))
 

@@ -33,6 +33,12 @@ def atomic(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def sweep(folder: Path) -> None:
+    """Removes what processes that were killed while writing left half-written in a folder that is ours alone."""
+    for temporary in folder.rglob(".*.tmp*"):
+        temporary.unlink(missing_ok=True)
+
+
 @contextmanager
 def lock(path: Path, wait: bool = False) -> Iterator[None]:
     """Holds a lock file for this process; it goes with the process, however that ends.

@@ -37,6 +37,7 @@ def claim(folder: Path) -> Iterator[None]:
     try:
         with files.lock(folder / ".lock"):
             held = True
+            files.sweep(folder)
             yield
     except BlockingIOError:
         if held:

@@ -49,7 +49,8 @@ def conclusion(report: Report) -> None:
     console.print(f"run folder  {report.folder}", soft_wrap=True)
     if (report.folder / "samples").exists():
         console.print(f"pictures    {report.folder / 'samples'}, {report.folder / 'curves.png'}", soft_wrap=True)
-    console.print("experiments ddad ui")
+    if (report.folder / "mlflow.json").exists():
+        console.print("experiments ddad ui")
 
 
 def _lines(reports: Iterable[Report]) -> Report | None:

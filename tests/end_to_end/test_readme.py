@@ -95,9 +95,9 @@ def test_ddad_line_parses_and_resolves(line: Line) -> None:
     if command in ("distill", "teach"):
         check_configuration(line.page, given["words"] or [], given["config"])
     if command == "evaluate" and given["network"]:
-        known = [name for each in task.names() for name in task.load(each).data_names()]
+        known = {name: each for each in task.names() for name in task.load(each).data_names()}
         assert given["data"] in known
-        build(given["network"], 10, 3)
+        build(known[given["data"]], given["network"], 10, 3)
     if command == "export":
         from harness.export import ENDINGS
 
@@ -116,18 +116,16 @@ def check_configuration(page: Path, words: list[str], file: Path | None) -> None
         content = yaml.safe_load(blocks(page, "yaml")[0])
     config = resolve.resolve(recipe, content, overrides)
     for spec in (config.teacher, config.student):
-        build(spec.network, config.classes, image_shape(config)[0], spec.arguments)
+        build(config.task, spec.network, config.classes, image_shape(config)[0], spec.arguments)
 
 
-def build(name: str, classes: int, channels: int, arguments: dict[str, object] | None = None) -> None:
+def build(of: str, name: str, classes: int, channels: int, arguments: dict[str, object] | None = None) -> None:
     """The network's name is right; a file that the reader is to write is taken on trust."""
     source = networks.source_file(name)
     if source and not (ROOT / source).exists():
         return
     with torch.device("meta"):
-        networks.build(
-            task.load("classification"), str(ROOT / name) if source else name, classes, channels, arguments or {}
-        )
+        networks.build(task.load(of), str(ROOT / name) if source else name, classes, channels, arguments or {})
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,49 @@
+"""Files are complete or absent, whatever happens while they are written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness import files, folder
+from harness.errors import UserError
+
+
+def test_a_failed_write_leaves_what_was_there_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    files.write(path, "old")
+
+    def fail() -> None:
+        with files.atomic(path) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert path.read_text() == "old" and [entry.name for entry in tmp_path.iterdir()] == ["state.json"]
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot write .*; what was there before is intact"):
+        files.write(tmp_path / "file" / "below", "x")
+
+
+def test_claiming_a_folder_sweeps_what_a_killed_writer_left(tmp_path: Path) -> None:
+    checkpoints = tmp_path / "checkpoints"
+    checkpoints.mkdir()
+    with files.atomic(checkpoints / "round-00000001.safetensors") as temporary:
+        temporary.write_text("whole")
+        left = temporary.with_name(temporary.name.replace(".tmp", "9.tmp"))  # another process's
+        left.write_text("half")
+    with folder.claim(tmp_path):
+        assert [entry.name for entry in checkpoints.iterdir()] == ["round-00000001.safetensors"]
+
+
+def test_a_lock_is_held_by_one(tmp_path: Path) -> None:
+    refused = pytest.raises(UserError, match="in use by another process")
+    with folder.claim(tmp_path), refused, folder.claim(tmp_path):
+        pass
+    with folder.claim(tmp_path):
+        assert (tmp_path / ".lock").exists()
