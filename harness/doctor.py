@@ -7,6 +7,8 @@ import importlib.metadata
 import io
 import platform
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -79,10 +81,9 @@ def _nccl() -> str:
 
 
 def _deepspeed() -> str:
-    import importlib.util
-
-    if importlib.util.find_spec("deepspeed") is None:
-        return "not installed"
-    if importlib.util.find_spec("transformers") is None:
-        return "installed, but Accelerate needs the package transformers beside it"
-    return f"installed, {importlib.metadata.version('deepspeed')}; its kernels are compiled at first use"
+    """Imported in a process of its own: it writes to both outputs and compiles what it finds missing."""
+    program = "import deepspeed, transformers; print(deepspeed.__version__)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    if done.returncode:
+        return f"does not work: {(done.stderr.strip() or 'no reason given').splitlines()[-1]}"
+    return f"imports, {done.stdout.split()[-1]}; no run uses it yet, and its kernels are compiled at first use"
