@@ -9,24 +9,33 @@ metadata "state": JSON, what else a resumed run needs (round, updates, seconds s
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors
-import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from harness import files
+from harness import files, networks
 from harness.errors import Diverged, UserError
 from harness.players import Player
 
+First = Callable[[Callable[[], Any]], Any]
+"""first(work) does the work on rank 0 and gives every process what it returned."""
 
-def store(folder: Path, players: Mapping[str, Player], state: Mapping[str, Any], keep: int) -> None:
+
+def _alone(work: Callable[[], Any]) -> Any:
+    return work()
+
+
+def store(
+    folder: Path, players: Mapping[str, Player], state: Mapping[str, Any], keep: int, first: First = _alone
+) -> None:
     """Saves the state after `state["round"]` rounds, then drops all but the last `keep` checkpoints.
 
-    Raises Diverged, saving nothing, where a weight is not finite; UserError where the disk is full.
+    `first(work)` does the work on rank 0; every process has to call. Raises Diverged, saving nothing, where a weight is
+    not finite; UserError where the disk is full.
     """
     tensors = {key: tensor for player in players.values() for key, tensor in _tensors(player).items()}
     for key, tensor in tensors.items():
@@ -34,16 +43,35 @@ def store(folder: Path, players: Mapping[str, Player], state: Mapping[str, Any],
             raise Diverged(f"{key} is not finite")
     updates = {name: player.updates for name, player in players.items()}
     record = json.dumps({**state, "updates": updates}, sort_keys=True)
-    files.write(folder / f"round-{state['round']:08d}.safetensors", save(tensors, {"state": record}))
-    for old in _all(folder)[:-keep]:
-        old.unlink()
+
+    def write() -> None:
+        files.write(folder / f"round-{state['round']:08d}.safetensors", save(tensors, {"state": record}))
+        for old in _all(folder)[:-keep]:
+            old.unlink()
+
+    first(write)
 
 
-def restore(folder: Path, players: Mapping[str, Player]) -> dict[str, Any] | None:
+def restore(folder: Path, players: Mapping[str, Player], first: First = _alone) -> dict[str, Any] | None:
     """Puts the last checkpoint's content into the players and returns its state; None where there is none.
 
-    Raises UserError where the file is damaged or holds other networks.
+    `first` as in `store`: what rank 0 reads, all get. UserError where the file is damaged or holds other networks.
     """
+    found: tuple[Path, dict[str, Any], dict[str, Tensor]] | None = first(lambda: _read(folder))
+    if found is None:
+        return None
+    path, state, tensors = found
+    for name, player in players.items():
+        try:
+            player.engine.load(_under(tensors, f"{name}/model/"), _under(tensors, f"{name}/optimizer/"))
+        except RuntimeError as error:  # load_state_dict's word for a network that is not this one
+            reason = networks.one_line(error)
+            raise UserError(f"checkpoint {path} belongs to another {name} ({reason}): give another --output") from None
+        player.updates = state["updates"][name]
+    return state
+
+
+def _read(folder: Path) -> tuple[Path, dict[str, Any], dict[str, Tensor]] | None:
     found = _all(folder)
     if not found:
         return None
@@ -56,10 +84,7 @@ def restore(folder: Path, players: Mapping[str, Player]) -> dict[str, Any] | Non
         raise UserError(
             f"checkpoint {path} is damaged ({error}): delete it to resume from the one before, if there is one"
         ) from None
-    for player in players.values():
-        _load(player, tensors, path)
-        player.updates = state["updates"][player.name]
-    return state
+    return path, state, tensors
 
 
 def _all(folder: Path) -> list[Path]:
@@ -68,34 +93,9 @@ def _all(folder: Path) -> list[Path]:
 
 def _tensors(player: Player) -> dict[str, Tensor]:
     """Everything a player needs to go on, by name."""
-    tensors = {f"{player.name}/model/{key}": value for key, value in player.module.state_dict().items()}
-    for name, parameter in player.module.named_parameters():
-        for key, value in player.optimizer.state.get(parameter, {}).items():
-            if isinstance(value, Tensor):  # SGD without momentum leaves None
-                tensors[f"{player.name}/optimizer/{name}/{key}"] = value
-    return {key: value.detach().contiguous().cpu() for key, value in tensors.items()}
+    weights = {f"{player.name}/model/{name}": value for name, value in player.engine.weights().items()}
+    return weights | {f"{player.name}/optimizer/{name}": value for name, value in player.engine.moments().items()}
 
 
-def _load(player: Player, tensors: Mapping[str, Tensor], path: Path) -> None:
-    prefix = f"{player.name}/model/"
-    weights = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-    own = player.module.state_dict()
-    wrong = sorted(weights.keys() ^ own.keys()) or [key for key in own if own[key].shape != weights[key].shape]
-    if wrong:
-        raise UserError(
-            f"checkpoint {path} belongs to another {player.name}: it does not fit at {', '.join(wrong[:3])}; "
-            "give another --output"
-        )
-    player.module.load_state_dict(weights)
-    for name, parameter in player.module.named_parameters():
-        start = f"{player.name}/optimizer/{name}/"
-        state = {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
-        if state:
-            player.optimizer.state[parameter] = {key: _like(parameter, value) for key, value in state.items()}
-
-
-def _like(parameter: Tensor, value: Tensor) -> Tensor:
-    """A moment on its parameter's device and in its memory format: fused optimisers walk both as one flat array."""
-    if value.shape != parameter.shape:  # Adam's step counter
-        return value.to(parameter.device)
-    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

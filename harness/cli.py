@@ -6,13 +6,14 @@ import json
 import os
 import signal
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from harness.errors import Diverged, UserError
+from harness.errors import Diverged, Lost, UserError
 
 if TYPE_CHECKING:
     from harness.config import Config
@@ -61,10 +62,10 @@ def teach(words: Words = None, config: ConfigFile = None, output: Output = None)
     with _Signals() as signals:
         last = _follow(lessons(resolved, output, signals.reason, _say))
     if last is None:
-        print(f"{resolved.teacher.checkpoint} is there already: delete it to teach it again")
+        _tell(f"{resolved.teacher.checkpoint} is there already: delete it to teach it again")
         return
     _conclude(last, signals)
-    print(f"the teacher is {resolved.teacher.checkpoint}")
+    _tell(f"the teacher is {resolved.teacher.checkpoint}")
 
 
 @app.command()
@@ -196,20 +197,30 @@ def _resolve(words: list[str] | None, file: Path | None) -> Config:
 
 
 def _follow(reports: Iterable[Report]) -> Report | None:
+    from harness.distributed.runtime import leave
     from harness.progress import follow
 
-    return follow(reports)
+    last = follow(reports) if _rank() == 0 else next(iter(deque(reports, maxlen=1)), None)
+    leave()
+    return last
+
+
+def _rank() -> int:
+    """The index of this process among those a launcher started; 0 speaks for all."""
+    return int(os.environ.get("RANK", "0"))
 
 
 def _conclude(report: Report | None, signals: _Signals) -> None:
     """The last words of a run, and its exit code where a signal ended it."""
     assert report is not None
     if report.stopped:
-        print(
+        _tell(
             f"stopped after round {report.round} of {report.rounds} ({report.stopped}): "
             "the same command goes on from there"
         )
         raise typer.Exit(128 + signals.received if signals.received else 0)
+    if _rank() > 0:
+        return
     from harness.progress import conclusion
 
     conclusion(report)
@@ -235,7 +246,13 @@ def _size(text: str | None) -> int | list[int] | None:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    if _rank() == 0:
+        print(line, file=sys.stderr, flush=True)
+
+
+def _tell(line: str) -> None:
+    if _rank() == 0:
+        print(line, flush=True)
 
 
 def _print(found: dict[str, Any], as_json: bool, lines: Callable[[dict[str, Any]], Iterable[str]]) -> None:
@@ -273,6 +290,10 @@ def main() -> NoReturn:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except (UserError, Diverged) as error:
         _say(f"ddad: {error}")
+        code = error.exit_code
+    except Lost as error:
+        if _rank() <= 1:  # rank 0 may be the one that was lost
+            print(f"ddad: {error}", file=sys.stderr, flush=True)
         code = error.exit_code
     except Exception as error:
         if not hasattr(error, "format_message"):  # a usage error of typer's own command parser

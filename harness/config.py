@@ -157,11 +157,32 @@ class Teach:
 
 
 @dataclass(frozen=True)
+class Zero:
+    """What DeepSpeed's ZeRO shards: 0 nothing, 1 moments, 2 gradients too, 3 weights too."""
+
+    generator: int = 1
+    """Stage of the generator."""
+    student: int = 2
+    """Stage of the student."""
+    offload: bool = False
+    """Keep what is sharded in the host's memory."""
+
+
+@dataclass(frozen=True)
 class Distributed:
     """How the run is spread over processes; no field here changes its result."""
 
-    strategy: Literal["single"] = "single"
-    """One process."""
+    strategy: Literal["single", "ddp", "fsdp", "deepspeed"] = "ddp"
+    """Replicated networks (`ddp`; alone, just the network), sharded ones, or `single` to insist on one process."""
+    world_size: int | None = None
+    """Number of processes asked for: a run that finds another stops; null takes what the launcher gives."""
+    min_world_size: int | None = None
+    """Fewest processes that an elastic run goes on with; null: `world_size`."""
+    timeout: float = 600.0
+    """Seconds until a process that does not answer is given up."""
+    shard_teacher: bool = False
+    """Under `fsdp`, shard the frozen teacher too, where it is too large to be on every device."""
+    zero: Zero = field(default_factory=Zero)
 
 
 @dataclass(frozen=True)
@@ -225,6 +246,10 @@ class Config:
     input: Input = field(default_factory=Input)
     data: Data = field(default_factory=Data)
     teach: Teach = field(default_factory=Teach)
+    micro_batches: int = 1
+    """Parts of a batch that a turn takes in sequence before its update; each is its own batch for statistics."""
+    sync_batch_norm: bool = True
+    """Trained networks normalise by the global batch; false: by each process's part, and N processes are not as one."""
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
     """Arithmetic of the networks: bf16 is autocast over fp32 weights, fp64 is for tests of equality."""
     distributed: Distributed = field(default_factory=Distributed)

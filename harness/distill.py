@@ -10,7 +10,9 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,8 @@ from harness.distributed.runtime import Runtime
 from harness.errors import Diverged
 from harness.evaluate import Scores, measure
 from harness.export import write_student
-from harness.machine import Machine
-from harness.record import Record, class_names, latest
+from harness.machine import Machine, Networks
+from harness.record import NoRecord, Record, class_names, latest
 from harness.resolve import UNTRAINED, untrained
 from harness.terms import Terms
 from harness.tracking import Status
@@ -75,24 +77,26 @@ def rounds(
     Closing the iterator early leaves the last checkpoint, from which the next call goes on.
     """
     path = output or folder.default(config)
-    if finished := folder.finished(path, config):
+    runtime = Runtime(config)
+    if finished := runtime.first(lambda: folder.finished(path, config)):
         warn(f"{path} is finished: this is what it found")
         yield _last(config, path, finished)
         return
-    awaited = config.teach.automatic and config.teacher.checkpoint != UNTRAINED
-    if awaited and not Path(str(config.teacher.checkpoint)).exists():
+    if runtime.first(lambda: _awaits_teacher(config)):
         _rehearse(untrained(config))
         warn(f"no teacher at {teaching.target(config)} yet: teaching one on {config.data.name} first")
         for lesson in teach(dataclasses.replace(config, tracking=Tracking(uri="none")), stop=stop, warn=warn):
             if lesson.stopped:
                 yield lesson
                 return
-    names = class_names(config)
-    machine = _build(config)
-    with folder.claim(path):
-        folder.open_run(path, config)
-        state = checkpoint.restore(path / "checkpoints", machine.players) or {"round": 0, "seconds": 0.0}
-        record = Record(path, config, state["round"], names, warn)
+    machine, names = _build(config), runtime.together(lambda: class_names(config))
+    with ExitStack() as held:
+        runtime.first(lambda: held.enter_context(folder.claim(path)))
+        runtime.first(lambda: folder.open_run(path, config))
+        state = checkpoint.restore(path / "checkpoints", machine.players, runtime.first)
+        state = state or {"round": 0, "seconds": 0.0}
+        keeper = Record if runtime.rank == 0 else NoRecord
+        record = keeper(path, config, state["round"], names, warn)
         status: Status = "FAILED"
         result = None
         try:
@@ -104,10 +108,14 @@ def rounds(
         except GeneratorExit:
             status = "KILLED"
             raise
+        except Exception as error:
+            if (blamed := machine.runtime.blame(error)) is error:
+                raise
+            raise blamed from None
         finally:
             record.close(status)
         if result:
-            folder.write_result(path, result)
+            runtime.first(partial(folder.write_result, path, result))
         yield dataclasses.replace(report, result=result)
 
 
@@ -118,29 +126,37 @@ def teach(
     warn: Callable[[str], None] = lambda line: None,
 ) -> Iterator[Report]:
     """Trains the teacher that a configuration names into `teacher.checkpoint`; no report where the file is there."""
-    target = teaching.target(config)
-    if target.exists():
+    target, runtime = teaching.target(config), Runtime(config)
+    if runtime.first(target.exists):
         return
-    lesson = teaching.lesson(config)
+    lesson = runtime.together(lambda: teaching.lesson(config))
     _rehearse(lesson)
-    with teaching.alone(target):
-        if target.exists():  # another process has taught it meanwhile
+    with ExitStack() as held:
+        runtime.first(lambda: held.enter_context(teaching.alone(target)))
+        if runtime.first(target.exists):  # another run has taught it meanwhile
             return
         for report in rounds(lesson, output, stop, warn):
             if report.result:
-                teaching.hand_over(report.folder, target)
+                runtime.first(partial(teaching.hand_over, report.folder, target))
             yield report
 
 
+def _awaits_teacher(config: Config) -> bool:
+    """Whether the teacher is one that is taught on the way, and not there yet."""
+    awaited = config.teach.automatic and config.teacher.checkpoint != UNTRAINED
+    return awaited and not Path(str(config.teacher.checkpoint)).exists()
+
+
 def _build(config: Config) -> Machine:
+    runtime = Runtime(config)
     method, _ = methods.find(config.method, config.variant)
-    teacher = building.teacher(config) if method.has_teacher else None
-    return Machine(config, Runtime(config), method.turns(config), teacher)
+    teacher = runtime.together(lambda: building.teacher(config)) if method.has_teacher else None
+    return Machine(config, runtime, method.turns(config), teacher)
 
 
 def _rehearse(config: Config) -> None:
     """Builds everything once: a mistake shows before a teacher is taught and anything is written."""
-    class_names(config)
+    Runtime(config).together(lambda: class_names(config))
     _build(config)
 
 
@@ -151,14 +167,20 @@ def _train(
     config, start, began = machine.config, state["round"], time.monotonic()
     report = Report(start, config.rounds, state["seconds"], 0.0, folder=record.path)
     if start == 0:
-        record.samples(machine, 0)
+        record.samples(machine.networks(), 0)
     for index in range(start, config.rounds):
         try:
-            terms = [(turn.kind, machine.play(index, place)) for place, turn in enumerate(machine.turns)]
+            machine.runtime.stand(index)
+            terms = [
+                (turn.kind, machine.play(index, place, part))
+                for place, turn in enumerate(machine.turns)
+                for part in range(config.micro_batches)
+            ]
             done, last = index + 1, index + 1 == config.rounds
             elapsed = time.monotonic() - began
             late = config.max_minutes is not None and elapsed > 60 * config.max_minutes
-            stopped = stop() or (f"max_minutes={config.max_minutes:g} is over" if late and not last else None)
+            wish = stop() or (f"max_minutes={config.max_minutes:g} is over" if late and not last else None)
+            stopped = (wish or "another process was asked to") if machine.runtime.stopping(bool(wish)) else None
             values = _due(machine, done, terms)
             seconds, speed = state["seconds"] + elapsed, (done - start) / elapsed
             report = Report(done, config.rounds, seconds, speed, values, record.path)
@@ -166,11 +188,13 @@ def _train(
                 record.row(done, report.seconds, {**values, "rounds_per_second": report.rounds_per_second})
                 report = dataclasses.replace(report, alarm=record.alarm)
             if done in {math.ceil(config.rounds * share / 4) for share in (1, 2, 3, 4)}:
-                record.samples(machine, done)  # before the checkpoint: after a kill between the two they come again
+                # Before the checkpoint: after a kill between the two they come again.
+                record.samples(machine.networks(), done)
             if done % config.checkpoint.every == 0 or last or stopped:
                 machine.health.verify()
                 position = {"round": done, "seconds": report.seconds}
-                checkpoint.store(record.path / "checkpoints", machine.players, position, config.checkpoint.keep)
+                place = record.path / "checkpoints"
+                checkpoint.store(place, machine.players, position, config.checkpoint.keep, machine.runtime.first)
         except Diverged as error:
             raise Diverged(
                 f"diverged in round {index + 1}: {error}; the last good checkpoint is kept in {record.path}: "
@@ -188,16 +212,15 @@ def _due(machine: Machine, done: int, terms: Sequence[tuple[str, Terms]]) -> dic
     config, values = machine.config, {}
     if done % config.log_every == 0 or done == config.rounds:
         machine.health.verify()
-        values = latest(terms)
+        values = latest(terms) | machine.runtime.system()
     if config.evaluate_every and done % config.evaluate_every == 0 and done < config.rounds:
-        values |= _evaluation(config, _measure(machine))
+        values |= _evaluation(config, _measure(machine.config, machine.networks()))
     return values
 
 
-def _measure(machine: Machine) -> Scores:
-    teacher = machine.teacher.module if machine.teacher else None
-    generate = (lambda count, index: machine.generate(count, "evaluation", index)) if machine.generator else None
-    return measure(machine.config, teacher, machine.student.module, machine.runtime.device, generate)
+def _measure(config: Config, networks: Networks) -> Scores:
+    generate = (lambda count, index: networks.generate(count, "evaluation", index)) if networks.generator else None
+    return measure(config, networks.teacher, networks.student, generate, networks.runtime)
 
 
 def _evaluation(config: Config, scores: Scores) -> dict[str, float]:
@@ -209,27 +232,24 @@ def _evaluation(config: Config, scores: Scores) -> dict[str, float]:
 
 def _finish(machine: Machine, record: Record, report: Report) -> dict[str, Any]:
     """Scores the final state, writes the student and the pictures; returns the content of result.json."""
-    config = machine.config
-    scores = _measure(machine)
+    config, last = machine.config, machine.networks()
+    scores = _measure(config, last)
     record.row(report.round, report.seconds, _evaluation(config, scores))
     spec = config.student
     own_file = networks.source_file(spec.network)
-    write_student(
-        record.path,
-        machine.student.module,
-        {
-            "task": config.task,
-            "network": spec.network,
-            "arguments": spec.arguments,
-            "classes": config.classes,
-            "class_names": record.names,
-            "preprocessing": dataclasses.asdict(images.preprocessing(config)),
-            "source": networks.file_record(own_file) if own_file else None,
-        },
-    )
+    about = {
+        "task": config.task,
+        "network": spec.network,
+        "arguments": spec.arguments,
+        "classes": config.classes,
+        "class_names": record.names,
+        "preprocessing": dataclasses.asdict(images.preprocessing(config)),
+        "source": networks.file_record(own_file) if own_file else None,
+    }
+    machine.runtime.first(lambda: write_student(record.path, last.student, about))
     record.curves()
-    record.scored(machine)
-    record.model(machine)
+    record.scored(last)
+    record.model(last)
     return _describe(machine, scores, report)
 
 

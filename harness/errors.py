@@ -18,6 +18,12 @@ class Diverged(RuntimeError):
     exit_code = 3
 
 
+class Lost(RuntimeError):
+    """Another process of the run failed, died or does not answer; the last checkpoint is kept."""
+
+    exit_code = 4
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """A hint that names the closest known words: `; did you mean 'a' or 'b'?`, else the whole list."""
     words = sorted(known)

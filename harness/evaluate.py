@@ -15,6 +15,7 @@ from harness import sizes
 from harness import task as tasks
 from harness.config import Config, image_shape
 from harness.data import evaluation_loader
+from harness.distributed.runtime import Runtime
 from harness.task import Dataset, Task
 
 NUM_GENERATED = 2048
@@ -45,16 +46,20 @@ def measure(
     config: Config,
     teacher: nn.Module | None,
     student: nn.Module,
-    device: torch.device,
     generate: Callable[[int, int], Tensor] | None,
+    runtime: Runtime,
 ) -> Scores:
-    """Scores on the whole test set of `config.data`, or agreement on `generate(batch size, index of the batch)`."""
+    """Scores on the whole test set of `config.data`, or agreement on `generate(batch size, index of the batch)`.
+
+    Every process has to call: each scores its share of the test set, or all of the generated images.
+    """
     networks = {"student": student} | ({"teacher": teacher} if teacher else {})
     if config.data.name != "none":
         task = tasks.load(config.task)
         data = task.dataset(config, "test")
-        batches = evaluation_loader(data, _batch_size(config, data), workers=config.data.workers)
-        return on_test_set(task, len(data.classes), networks, batches, device)
+        place = runtime.rank, runtime.world_size
+        batches = evaluation_loader(data, _batch_size(config, data), *place, workers=config.data.workers)
+        return on_test_set(task, len(data.classes), networks, batches, runtime)
     if teacher is None or generate is None:
         return Scores(None, "generated")
     count = -(-NUM_GENERATED // config.batch_size)
@@ -66,7 +71,7 @@ def on_test_set(
     classes: int,
     networks: dict[str, nn.Module],
     batches: Iterable[tuple[Tensor, Tensor]],
-    device: torch.device,
+    runtime: Runtime,
 ) -> Scores:
     """Metrics over all batches of (x, labels) for the networks by role, "student" and perhaps "teacher".
 
@@ -75,11 +80,11 @@ def on_test_set(
     """
     metrics = {role: task.metrics(classes) for role in networks}
     fitted = {role: Fitted(network) for role, network in networks.items()}
-    same, scored = torch.zeros(2, dtype=torch.long, device=device)
+    same, scored = torch.zeros(2, dtype=torch.long, device=runtime.device)
     dtype = next(networks["student"].parameters()).dtype  # fp64 networks take no fp32 images
     with evaluating(networks.values()):
         for x, y in batches:
-            x, labels = x.to(device, dtype), y.to(device)
+            x, labels = x.to(runtime.device, dtype), y.to(runtime.device)
             logits = {role: network(x, labels.shape[1:]) for role, network in fitted.items()}
             for role, values in logits.items():
                 metrics[role].update(values, labels)
@@ -87,10 +92,19 @@ def on_test_set(
             first, *others = (values.argmax(1) for values in logits.values())
             same += sum(((first == other) & valid).sum() for other in others)
             scored += valid.sum()
-    found = {role: metric.compute() for role, metric in metrics.items()}
-    share = same.item() / scored.item() if len(networks) == 2 and scored else None
-    used = {role: network.sizes for role, network in fitted.items() if network.sizes}
+    found = {role: metric.compute() for role, metric in metrics.items()}  # torchmetrics sums over the processes itself
+    counts = runtime.gather((same.item(), scored.item()))
+    num_same, num_scored = (sum(column) for column in zip(*counts, strict=True))
+    share = num_same / num_scored if len(networks) == 2 and num_scored else None
+    used = {role: _merged(runtime.gather(network.sizes)) for role, network in fitted.items()}
+    used = {role: sizes_met for role, sizes_met in used.items() if sizes_met}
     return Scores(share, "test", found.get("teacher", {}), found.get("student", {}), used)
+
+
+def _merged(lists: list[list[Sizes]]) -> list[Sizes]:
+    """Every combination of sizes that occurred anywhere, once."""
+    every = [sizes_met for part in lists for sizes_met in part]
+    return [sizes_met for index, sizes_met in enumerate(every) if sizes_met not in every[:index]]
 
 
 class Fitted:

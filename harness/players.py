@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -17,16 +17,28 @@ from harness.terms import Terms
 
 
 class Engine(Protocol):
-    """What carries a network through its own turn, over one process or many."""
+    """What carries a network and its optimiser through the network's own turns, over one process or many."""
+
+    module: nn.Module
+    """The bare network."""
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Forward."""
 
-    def backward(self, loss: Tensor) -> None:
-        """Gradients, averaged over processes."""
+    def backward(self, loss: Tensor) -> bool:
+        """Adds the gradients of a micro-batch, averaged over processes; True where the batch is complete."""
 
-    def step(self) -> None:
-        """One update, after which the gradients are gone."""
+    def step(self, learning_rate: float, ended: Tensor) -> None:
+        """One update, unless `ended` is 1, after which the gradients are gone."""
+
+    def weights(self) -> dict[str, Tensor]:
+        """Parameters and buffers by name, unsharded, on the CPU; every process has to ask."""
+
+    def moments(self) -> dict[str, Tensor]:
+        """The optimiser's state as "PARAMETER/STATE", likewise."""
+
+    def load(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> None:
+        """Takes over what `weights` and `moments` gave, on this engine or another."""
 
 
 class Health:
@@ -66,22 +78,17 @@ class Health:
 class Player:
     """A network that learns in its own turn and is frozen, but still normalises as in training, outside it."""
 
-    def __init__(self, name: str, module: nn.Module, settings: Optimizer, num_updates: int, health: Health) -> None:
+    def __init__(self, name: str, engine: Engine, settings: Optimizer, num_updates: int, health: Health) -> None:
         """`num_updates` is the length of the run in this player's updates: the schedule's horizon."""
         self.name = name
-        self.module = module.train()
+        self.engine = engine
+        self.module = engine.module.train()
         self.settings = settings
         self.num_updates = num_updates
         self.updates = 0
         self.health = health
-        self.parameters = [p for p in module.parameters() if p.requires_grad]
-        self.norms = [layer for layer in module.modules() if isinstance(layer, NormLayer) and layer.track_running_stats]
-        self.optimizer = optimizers.build(self.parameters, settings)
-        self.engine: Engine | None = None
-
-    def start(self, engine: Engine) -> None:
-        """Takes the engine that wraps the network, and freezes the network until its first turn."""
-        self.engine = engine
+        self.parameters = [p for p in self.module.parameters() if p.requires_grad]
+        self.norms = [m for m in self.module.modules() if isinstance(m, NormLayer) and m.track_running_stats]
         self._learn(False)
 
     @contextmanager
@@ -95,7 +102,6 @@ class Player:
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Forward in the player's own turn."""
-        assert self.engine is not None
         return self.engine(inputs)
 
     def guest(self, inputs: Tensor) -> Tensor:
@@ -104,16 +110,15 @@ class Player:
         return output
 
     def descend(self, terms: Terms) -> None:
-        """One update along the gradient of `terms.total`, unless a loss so far was not finite."""
-        assert self.engine is not None
-        self.optimizer.found_inf = self.health.watch(self.name, terms)  # type: ignore[attr-defined]  # torch.amp's hook
-        self.engine.backward(terms.total)
-        if self.settings.clip > 0:
-            nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)
-        for group in self.optimizer.param_groups:
-            group["lr"] = optimizers.learning_rate(self.settings, self.updates / self.num_updates)
-        self.engine.step()
-        self.updates += 1
+        """One update along the gradient of `terms.total`, unless a loss so far was not finite.
+
+        Where a batch comes in parts, the last of them brings the update.
+        """
+        ended = self.health.watch(self.name, terms)
+        if self.engine.backward(terms.total):
+            progress = self.updates / self.num_updates
+            self.engine.step(optimizers.learning_rate(self.settings, progress), ended)
+            self.updates += 1
 
     def _learn(self, learning: bool) -> None:
         for parameter in self.parameters:

@@ -19,7 +19,7 @@ def check(values: Mapping[str, Any], num_channels: int) -> None:
             raise UserError(f"{path}={values[path]!r}: expected {expected}")
 
     for path in ("rounds", "batch_size", "student_steps", "log_every", "checkpoint.every", "checkpoint.keep",
-                 "generator.latent_size", "teach.epochs", "teach.batch_size"):  # fmt: skip
+                 "micro_batches", "generator.latent_size", "teach.epochs", "teach.batch_size"):  # fmt: skip
         need(values[path] >= 1, path, "at least 1")
     for path in ("seed", "teach.seed", "evaluate_every", "data.workers", "generator.width", "student.clip",
                  "generator.clip", "student.weight_decay", "generator.weight_decay", "teach.weight_decay"):  # fmt: skip
@@ -34,6 +34,15 @@ def check(values: Mapping[str, Any], num_channels: int) -> None:
     for path, known in named.items():
         need(values[path] in (None, *known), path, f"one of {', '.join(known)}")
     need(values["classes"] >= 2, "classes", "the number of classes, at least 2")
+    parts = values["micro_batches"]
+    need(values["batch_size"] % parts == 0, "micro_batches", f"a divisor of batch_size={values['batch_size']}")
+    wanted, least = values["distributed.world_size"], values["distributed.min_world_size"]
+    need(wanted is None or wanted >= 1, "distributed.world_size", "at least 1, or null")
+    fits = least is None or (wanted is not None and 1 <= least <= wanted)
+    need(fits, "distributed.min_world_size", f"1 up to distributed.world_size={wanted}")
+    need(0 < values["distributed.timeout"] < math.inf, "distributed.timeout", "seconds above 0")
+    for path in ("distributed.zero.generator", "distributed.zero.student"):
+        need(values[path] in (0, 1, 2, 3), path, "a ZeRO stage, 0 to 3")
     minutes = values["max_minutes"]
     need(minutes is None or minutes > 0, "max_minutes", "above 0, or null")
     for path in ("input.size", "data.size"):

@@ -15,7 +15,7 @@ from harness.config import Config
 from harness.data import spread
 from harness.evaluate import Fitted, evaluating
 from harness.log import Log, read
-from harness.machine import Machine
+from harness.machine import Networks
 from harness.methods import METHODS
 from harness.terms import Terms
 
@@ -60,13 +60,13 @@ class Record:
                 f"in one class, entropy {entropy:.2f} of 1; a weight on class_balance or a lower generator.lr may help"
             )
 
-    def samples(self, machine: Machine, round_index: int) -> None:
+    def samples(self, networks: Networks, round_index: int) -> None:
         """A grid of generated images labelled with what the networks say of them; nothing where pictures are off."""
-        if not self.config.pictures or machine.generator is None or machine.teacher is None:
+        if not self.config.pictures or networks.generator is None or networks.teacher is None:
             return
-        x = machine.generate(NUM_SAMPLES, "samples")
-        with evaluating([machine.student.module]):
-            t, s = machine.teacher(x).logits, machine.student.module(x)
+        x = networks.generate(NUM_SAMPLES, "samples")
+        with evaluating([networks.student]):
+            t, s = networks.teacher(x), networks.student(x)
         rgb = images.preprocessing(self.config).denormalise(x.float()).cpu()
         path = self.path / "samples" / f"round-{round_index:08d}.png"
         caption = f"{self.config.recipe}, {self.config.method}, round {round_index} of {self.config.rounds}"
@@ -74,16 +74,16 @@ class Record:
         pictures.save_grid(task, path, rgb, t.float().cpu(), s.float().cpu(), self.names, caption)
         self.experiment.picture(path, "samples")
 
-    def scored(self, machine: Machine) -> None:
+    def scored(self, networks: Networks) -> None:
         """samples/test.png: test images, spread over the set, with their labels and what the networks say of them."""
-        if not self.config.pictures or self.config.data.name == "none" or machine.teacher is None:
+        if not self.config.pictures or self.config.data.name == "none" or networks.teacher is None:
             return
         task = tasks.load(self.config.task)
         data = task.dataset(self.config, "test")
         images_read, truth = spread(data, NUM_SCORED)
-        x = images_read.to(machine.runtime.device, machine.runtime.dtype)
-        with evaluating([machine.student.module]):
-            t, s = (Fitted(network)(x, truth.shape[1:]) for network in (machine.teacher.module, machine.student.module))
+        x = images_read.to(networks.runtime.device, networks.runtime.dtype)
+        with evaluating([networks.student]):
+            t, s = (Fitted(network)(x, truth.shape[1:]) for network in (networks.teacher, networks.student))
         rgb = images.preprocessing(self.config).denormalise(images_read)
         path = self.path / "samples" / "test.png"
         caption = f"{self.config.recipe}, {self.config.method}, {len(rgb)} of {len(data)} test images"
@@ -99,14 +99,39 @@ class Record:
         else:
             self.warn("matplotlib is not installed: no curves.png was drawn")
 
-    def model(self, machine: Machine) -> None:
+    def model(self, networks: Networks) -> None:
         """The student into MLflow."""
-        self.experiment.model(machine.student.module, config_module.image_shape(self.config))
+        self.experiment.model(networks.student, config_module.image_shape(self.config))
 
     def close(self, status: tracking.Status) -> None:
         """Ends the record; the run folder is complete without it."""
         self.log.close()
         self.experiment.close(status)
+
+
+class NoRecord(Record):
+    """What every other rank keeps of a run: nothing."""
+
+    def __init__(self, path: Path, config: Config, start: int, names: list[str], warn: Callable[[str], None]) -> None:
+        self.path, self.names, self.alarm = path, names, None
+
+    def row(self, round_index: int, seconds: float, values: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def samples(self, networks: Networks, round_index: int) -> None:
+        """Nothing."""
+
+    def scored(self, networks: Networks) -> None:
+        """Nothing."""
+
+    def curves(self) -> None:
+        """Nothing."""
+
+    def model(self, networks: Networks) -> None:
+        """Nothing."""
+
+    def close(self, status: tracking.Status) -> None:
+        """Nothing."""
 
 
 def class_names(config: Config) -> list[str]:

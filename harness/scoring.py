@@ -37,7 +37,7 @@ def of_run(run: Path, warn: Callable[[str], None], given: Mapping[str, Any]) -> 
     has_teacher = find(settings.method, settings.variant)[0].has_teacher and not missing
     teacher = runtime.place(building.teacher(settings)) if has_teacher else None
     generate = _generate(run, settings, runtime) if teacher and settings.data.name == "none" else None
-    scores = evaluate.measure(settings, teacher, runtime.place(student), runtime.device, generate)
+    scores = evaluate.measure(settings, teacher, runtime.place(student), generate, runtime)
     return {
         "run": str(run),
         "data": settings.data.name,
@@ -61,7 +61,7 @@ def of_network(name: str, file: Path, data: str, given: Mapping[str, Any]) -> di
     weights.load(module, file, f"--network {name}")
     building.check_answer(f"--network {name}", module, settings)
     runtime = Runtime(settings)
-    scores = evaluate.measure(settings, None, runtime.place(module), runtime.device, None)
+    scores = evaluate.measure(settings, None, runtime.place(module), None, runtime)
     described = {"network": name, "checkpoint": str(file), "data": data, **scores.student}
     return described | ({"sizes": scores.sizes["student"]} if scores.sizes else {})
 
@@ -85,7 +85,8 @@ def _generate(run: Path, settings: Config, runtime: Runtime) -> Callable[[int, i
     machine = Machine(settings, runtime, turns, building.teacher(settings))
     if checkpoint.restore(run / "checkpoints", machine.players) is None:
         raise UserError(f"{run / 'checkpoints'} is empty, it held the generator: name test images with --data")
-    return lambda count, index: machine.generate(count, "evaluation", index)
+    last = machine.networks()
+    return lambda count, index: last.generate(count, "evaluation", index)
 
 
 def _settings(name: str, data: str, given: Mapping[str, Any]) -> Config:

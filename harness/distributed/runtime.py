@@ -1,58 +1,61 @@
-"""The processes a run is spread over: the only place that knows Accelerate."""
+"""The processes a run is spread over: device, rank, world size, and what they do to networks and sums."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from datetime import timedelta
+from functools import cached_property
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
+from torch import distributed as dist
 
-from harness.config import Config
-from harness.errors import UserError
+from harness.config import Config, Optimizer
+from harness.distributed import system
+from harness.distributed.batch_norm import synchronise
+from harness.distributed.collectives import loss_sum
+from harness.distributed.engines import ReplicatedEngine
+from harness.distributed.roll import Roll
+from harness.errors import Lost, UserError
+from harness.players import Engine
 
+Value = TypeVar("Value")
 
-@dataclass(frozen=True)
-class AcceleratedEngine:
-    """A prepared network and its optimiser: harness.players.Engine."""
-
-    accelerator: Accelerator
-    module: nn.Module
-    optimizer: Any
-
-    def __call__(self, inputs: Tensor) -> Tensor:
-        """Forward, under autocast where the run's precision asks for it."""
-        output: Tensor = self.module(inputs)
-        return output
-
-    def backward(self, loss: Tensor) -> None:
-        """Gradients of the parameters that learn."""
-        self.accelerator.backward(loss)
-
-    def step(self) -> None:
-        """One update; the gradients are freed."""
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+ROUNDS_BETWEEN_LOOKS = 10
+"""On a GPU, rounds between two looks at whether a process wants to stop."""
 
 
 class Runtime:
-    """Device, rank and world size, and what they do to networks and sums."""
+    """This process among those of the run."""
 
     def __init__(self, config: Config) -> None:
-        """Raises UserError where a launcher asks for more processes than the strategy runs on."""
-        asked = int(os.environ.get("WORLD_SIZE", "1"))
-        if asked > 1:  # before Accelerate waits for the others; each would go its own way
-            raise UserError(
-                f"WORLD_SIZE={asked}: distributed.strategy={config.distributed.strategy} runs on one process; "
-                "start ddad without a launcher"
-            )
+        """Joins the processes that a launcher started; UserError where they are not those that were asked for."""
+        self.config = config
+        _check(config, launched_world_size())
         # Accelerate keeps one process-wide state and refuses another precision: a second run starts afresh.
         AcceleratorState._reset_state(True)
-        self.accelerator = Accelerator(mixed_precision="bf16" if config.precision == "bf16" else "no")
+        self.accelerator = Accelerator(
+            cpu=not torch.cuda.is_available(),
+            mixed_precision="bf16" if config.precision == "bf16" else "no",
+            kwargs_handlers=[
+                InitProcessGroupKwargs(timeout=timedelta(seconds=config.distributed.timeout)),
+                # Buffers are equal already. Without find_unused_parameters DDP changes the order of its sums after the
+                # first backward, and a resumed run of 3 or more processes would not be equal to the bit.
+                DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True),
+            ],
+        )
+        if self.world_size != launched_world_size():
+            raise UserError(
+                f"the launcher started {launched_world_size()} processes, Accelerate found {self.world_size}: "
+                "start them with torchrun, or as docs/distributed.md says"
+            )
         self.dtype = torch.float64 if config.precision == "fp64" else torch.float32
+        self._leaving, self._flag, self._asked = False, torch.zeros(()), 0
 
     @property
     def device(self) -> torch.device:
@@ -62,13 +65,18 @@ class Runtime:
 
     @property
     def rank(self) -> int:
-        """Index of this process, 0 writes files."""
+        """Index of this process; 0 writes files."""
         return int(self.accelerator.process_index)
 
     @property
     def world_size(self) -> int:
-        """Number of processes."""
+        """Number of processes W."""
         return int(self.accelerator.num_processes)
+
+    @cached_property
+    def roll(self) -> Roll | None:
+        """Where the processes stand; None for a single one."""
+        return Roll(self.rank, self.world_size) if self.world_size > 1 else None
 
     def place(self, module: nn.Module) -> nn.Module:
         """A network that is not trained, frozen, on this process's device."""
@@ -81,11 +89,122 @@ class Runtime:
         arranged: nn.Module = module.to(self.device, self.dtype).to(memory_format=torch.channels_last)
         return arranged
 
-    def engine(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> AcceleratedEngine:
-        """The engine of a trained network; its parameters move to the device and stay the optimiser's."""
-        prepared, wrapped = self.accelerator.prepare(module, optimizer)
-        return AcceleratedEngine(self.accelerator, prepared, wrapped)
+    def engine(self, name: str, module: nn.Module, settings: Optimizer) -> Engine:
+        """The engine of the network to be trained that is called `name`; every process has to ask for it."""
+        module = self.arrange(module)
+        if self.world_size > 1 and self.config.sync_batch_norm:
+            synchronise(module)
+        if self.config.distributed.strategy == "fsdp" and self.world_size > 1:
+            from harness.distributed.fsdp import ShardedEngine
+
+            return ShardedEngine(module, settings, self.config.micro_batches)
+        if self.config.distributed.strategy == "deepspeed":
+            from harness.distributed.zero import ZeroEngine
+
+            return ZeroEngine(self.accelerator, name, module, settings, self.config.micro_batches)
+        return ReplicatedEngine(self.accelerator, module, settings, self.config.micro_batches)
 
     def reduce(self, sums: Tensor) -> Tensor:
-        """Sums over all processes, differentiably."""
-        return sums
+        """Sums [N] over all processes, differentiably; with them goes whether any process wants to stop."""
+        if self.world_size == 1:
+            return sums
+        flag = sums.new_full((1,), float(self._leaving))
+        summed = loss_sum(torch.cat([sums, flag]))
+        self._flag = summed[-1].detach()
+        return summed[:-1]
+
+    def stopping(self, wish: bool) -> bool:
+        """After a round: whether all processes stop here. A wish of one of several counts from the next round on."""
+        if self.world_size == 1:
+            return wish
+        self._leaving = wish
+        self._asked += 1
+        if self._flag.is_cuda and self._asked % ROUNDS_BETWEEN_LOOKS:
+            return False  # reading it waits for the device
+        return bool(self._flag)
+
+    def gather(self, value: Value) -> list[Value]:
+        """What every process hands in, in the order of their ranks."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def together(self, work: Callable[[], Value]) -> Value:
+        """What `work` returns here; a mistake that any process finds in it is everyone's."""
+        value, mistake = _attempt(work)
+        for rank, found in enumerate(self.gather(mistake)):
+            if found:
+                raise UserError(found if rank == 0 else f"rank {rank}: {found}")
+        return value  # type: ignore[return-value]  # it is there where no mistake is
+
+    def first(self, work: Callable[[], Value]) -> Value:
+        """What `work` returns on rank 0, where alone it is done; its mistake is everyone's too."""
+        outcome = _attempt(work) if self.rank == 0 else (None, None)
+        if self.world_size > 1:
+            box = [outcome]
+            dist.broadcast_object_list(box, src=0)
+            outcome = box[0]
+        value, mistake = outcome
+        if mistake:
+            raise UserError(mistake)
+        return value  # type: ignore[return-value]  # as above
+
+    def system(self) -> dict[str, float]:
+        """What every node is doing, by "system/node<k>/NAME"."""
+        node = system.node()
+        samples = self.gather(None if node is None else (node, system.sample()))
+        return {f"system/node{k}/{name}": value for k, found in filter(None, samples) for name, value in found.items()}
+
+    def stand(self, round_index: int) -> None:
+        """Notes where the others can see it that this process begins a round."""
+        if self.roll:
+            self.roll.stand(round_index)
+
+    def blame(self, error: Exception) -> Exception:
+        """The exception to end with where `error` came up: Lost where another process brought it about."""
+        culprit = self.roll.last_words(error) if self.roll else None
+        if culprit is None:
+            return error
+        return Lost(f"{culprit}; the last checkpoint is kept: the same command goes on from there")
+
+
+def launched_world_size() -> int:
+    """Processes that the launcher says it started; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def leave() -> None:
+    """The end of a run that went well: waits for the others and closes the connection to them."""
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def _check(config: Config, found: int) -> None:
+    """UserError unless `found` processes are what the configuration asks for."""
+    wanted, least = config.distributed.world_size, config.distributed.min_world_size
+    if wanted is not None and not (least or wanted) <= found <= wanted:
+        asked = f"{wanted} processes" if least is None else f"{least} to {wanted} processes"
+        raise UserError(
+            f"distributed.world_size={wanted}: this run was asked for on {asked} and finds {found}: start it with a "
+            "launcher, such as `ddad launch --nproc N`, or change distributed.world_size"
+        )
+    if found > 1 and config.distributed.strategy == "single":
+        raise UserError(
+            f"distributed.strategy=single runs on one process, the launcher started {found}: "
+            "set distributed.strategy=ddp, or start ddad without a launcher"
+        )
+    if config.batch_size // config.micro_batches < found:
+        raise UserError(
+            f"batch_size={config.batch_size} in {config.micro_batches} micro-batch(es) leaves none for some of "
+            f"{found} processes: set batch_size to at least {found * config.micro_batches}"
+        )
+
+
+def _attempt(work: Callable[[], Value]) -> tuple[Value | None, str | None]:
+    try:
+        return work(), None
+    except UserError as error:
+        return None, str(error)

@@ -18,6 +18,7 @@ from PIL import Image
 from harness import config as config_module
 from harness import export, task
 from harness.config import Config
+from harness.distributed.runtime import Runtime
 from harness.evaluate import measure
 from harness.strict import paths
 from tests.end_to_end.conftest import (
@@ -128,7 +129,7 @@ def test_student_is_rebuilt_from_its_two_files_and_scores_as_recorded(run: Run) 
     assert record["class_names"] == [str(digit) for digit in range(10)]
     assert record["sha256"] == sha256(run.folder / "student.safetensors")
     student, _ = export.load_student(run.folder)
-    scores = measure(run.config, None, student, torch.device("cpu"), None)
+    scores = measure(run.config, None, student, None, Runtime(run.config))
     assert scores.student["accuracy"] == run.result["student"]["accuracy"]
 
 

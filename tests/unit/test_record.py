@@ -44,7 +44,7 @@ def test_samples_are_drawn_or_not(tmp_path: Path) -> None:
     built = build()
     for pictures in (True, False):
         rows = record(tmp_path / str(pictures), [], {"pictures": pictures})
-        rows.samples(built, 0)
+        rows.samples(built.networks(), 0)
         rows.close("FINISHED")
         assert (tmp_path / str(pictures) / "samples" / "round-00000000.png").exists() == pictures
 
@@ -52,7 +52,7 @@ def test_samples_are_drawn_or_not(tmp_path: Path) -> None:
 def test_drawing_samples_changes_nothing(tmp_path: Path) -> None:
     built, other = build(), build()
     rows = record(tmp_path, [])
-    rows.samples(built, 0)
+    rows.samples(built.networks(), 0)
     rows.close("FINISHED")
     for turn in range(3):
         assert torch.equal(built.play(0, turn).total, other.play(0, turn).total)

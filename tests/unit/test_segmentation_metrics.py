@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from harness.config import Config
+from harness.distributed.runtime import Runtime
 from harness.evaluate import on_test_set
 from harness.task import load
 from tasks.segmentation import task
@@ -79,7 +81,7 @@ class Says(nn.Module):
 def test_agreement_is_over_scored_pixels(labels: list[list[int]], share: float | None) -> None:
     networks: dict[str, nn.Module] = {"student": Says([[0, 0, 1, 0]]), "teacher": Says([[0, 1, 1, 1]])}
     batch = (torch.zeros(1, 3, 1, 4), torch.tensor([labels]))
-    found = on_test_set(load("segmentation"), 2, networks, [batch, batch], torch.device("cpu"))
+    found = on_test_set(load("segmentation"), 2, networks, [batch, batch], Runtime(Config(batch_size=1)))
     assert found.agreement == share
     size = [1, 4]
     assert found.sizes == {role: [{"image": size, "network": size, "labels": size}] for role in networks}

@@ -1,0 +1,88 @@
+"""Engines: what carries a trained network through its own turns. Here the ones that keep it whole on every process."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from contextlib import nullcontext
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from harness import optimizers
+from harness.config import Optimizer
+
+
+class ReplicatedEngine:
+    """One process, or DDP: harness.players.Engine. `wrapped` is the network or what synchronises its gradients."""
+
+    def __init__(self, accelerator: Accelerator, module: nn.Module, settings: Optimizer, micro_batches: int) -> None:
+        self.module, self.settings, self.micro_batches = module, settings, micro_batches
+        self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self.optimizer = optimizers.build(self.parameters, settings)
+        self._accelerator = accelerator
+        with warnings.catch_warnings():  # Accelerate passes `broadcast_buffers` by the name it had in older torch
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            self._wrapped, self._stepper = accelerator.prepare(module, self.optimizer)
+        self._behind = 0
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Forward; gradients of all but the last micro-batch stay on this process."""
+        last = self._behind + 1 == self.micro_batches
+        with nullcontext() if last else self._accelerator.no_sync(self._wrapped):
+            output: Tensor = self._wrapped(inputs)
+            return output
+
+    def backward(self, loss: Tensor) -> bool:
+        """Adds the gradients of a micro-batch's share of the loss; True where the batch is complete."""
+        self._accelerator.backward(loss / self.micro_batches if self.micro_batches > 1 else loss)
+        self._behind = (self._behind + 1) % self.micro_batches
+        return self._behind == 0
+
+    def step(self, learning_rate: float, ended: Tensor) -> None:
+        """One update, unless `ended` is 1; the gradients are freed."""
+        if self.settings.clip > 0:
+            nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.found_inf = ended  # type: ignore[attr-defined]  # torch.amp's hook, which fused optimisers heed
+        self._stepper.step()
+        self._stepper.zero_grad()
+
+    def weights(self) -> dict[str, Tensor]:
+        """Parameters and buffers by name, on the CPU."""
+        return {name: whole(value) for name, value in self.module.state_dict().items()}
+
+    def moments(self) -> dict[str, Tensor]:
+        """The optimiser's state as "PARAMETER/STATE", on the CPU."""
+        return {
+            f"{name}/{key}": whole(value)
+            for name, parameter in self.module.named_parameters()
+            for key, value in self.optimizer.state.get(parameter, {}).items()
+            if isinstance(value, Tensor)  # SGD without momentum leaves None
+        }
+
+    def load(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> None:
+        """Takes over what `weights` and `moments` of any engine gave."""
+        self.module.load_state_dict(weights)
+        for name, parameter in self.module.named_parameters():
+            if state := under(moments, f"{name}/"):
+                self.optimizer.state[parameter] = {key: like(parameter, value) for key, value in state.items()}
+
+
+def whole(value: Tensor) -> Tensor:
+    """A tensor as a checkpoint holds it."""
+    return value.detach().contiguous().cpu()
+
+
+def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors under a prefix, by the rest of their names."""
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def like(parameter: Tensor, value: Tensor) -> Tensor:
+    """A moment on its parameter's device and in its memory format: fused optimisers walk both as one flat array."""
+    if value.shape != parameter.shape:  # Adam's step counter
+        return value.to(parameter.device)
+    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
