@@ -191,6 +191,7 @@ def _check(config: Config, found: int) -> None:
             f"distributed.world_size={wanted}: this run was asked for on {asked} and finds {found}: start it with a "
             "launcher, such as `ddad launch --nproc N`, or change distributed.world_size"
         )
+    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if found > 1 and config.distributed.strategy == "single":
         raise UserError(
             f"distributed.strategy=single runs on one process, the launcher started {found}: "
@@ -200,6 +201,11 @@ def _check(config: Config, found: int) -> None:
         raise UserError(
             f"batch_size={config.batch_size} in {config.micro_batches} micro-batch(es) leaves none for some of "
             f"{found} processes: set batch_size to at least {found * config.micro_batches}"
+        )
+    if found > 1 and missing:
+        raise UserError(
+            f"WORLD_SIZE={found} without {', '.join(missing)} in the environment: start the processes with a launcher, "
+            "such as `ddad launch --nproc N`, or unset WORLD_SIZE"
         )
 
 

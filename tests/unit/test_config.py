@@ -31,6 +31,7 @@ def test_every_field_has_a_docstring() -> None:
         "data",
         "teach",
         "distributed",
+        "zero",
         "tracking",
         "checkpoint",
     }

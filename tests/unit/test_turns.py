@@ -151,7 +151,15 @@ def test_a_method_without_a_generator_needs_no_batch_norm() -> None:
 
 def test_a_launcher_with_more_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match=r"WORLD_SIZE=2: .* runs on one process"):
+    with pytest.raises(UserError, match=r"strategy=single runs on one process, the launcher started 2"):
+        build({"distributed": {"strategy": "single"}})
+    with pytest.raises(UserError, match=r"asked for on 3 processes and finds 2"):
+        build({"distributed": {"world_size": 3}})
+    with pytest.raises(UserError, match=r"asked for on 3 to 4 processes and finds 2"):
+        build({"distributed": {"world_size": 4, "min_world_size": 3}})
+    with pytest.raises(UserError, match=r"batch_size=8 in 8 micro-batch"):
+        build({"micro_batches": 8})
+    with pytest.raises(UserError, match=r"WORLD_SIZE=2 without RANK, LOCAL_RANK, MASTER_ADDR"):
         build()
 
 

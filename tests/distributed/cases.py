@@ -1,0 +1,145 @@
+"""What the ranks of the equality tests do: runs of a few rounds from a configuration, their states saved by name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save, save_file
+from torch import Tensor, nn
+
+from harness import building, checkpoint, evaluate, generators, methods
+from harness import config as config_module
+from harness.distributed.runtime import Runtime, leave
+from harness.machine import Machine
+from harness.strict import Overlay, merge
+
+SMALL: Overlay = {
+    "task": "classification",
+    "classes": 4,
+    "rounds": 20,
+    "batch_size": 14,
+    "student_steps": 2,
+    "teacher": {"network": "cnn8", "checkpoint": "untrained"},
+    "student": {"network": "cnn4"},
+    "generator": {"latent_size": 8, "width": 8},
+    "input": {"size": 8},
+    "precision": "fp64",
+    "weights": {"class_balance": 0.3, "activation": 0.2, "one_hot": 0.1, "tv": 0.01},
+    "adversarial_transform": "log1p",
+}
+"""Terms of every kind; a batch that 4 ranks cannot share evenly."""
+
+STUDENT = f"{Path(__file__).with_name('bare_networks.py')}:student"
+"""A student without batch norm."""
+
+BARE: Overlay = {"student": {"network": STUDENT}, "generator": {"network": "bare"}, "sync_batch_norm": False}
+"""Nothing that is trained holds a batch norm."""
+
+CASES: dict[str, Overlay] = {
+    "sgd": {},
+    "adam": {"student": {"optimizer": "adam", "lr": 1e-3}},
+    "clipped": {"student": {"clip": 0.1}, "generator": {"clip": 0.01}},
+    "kl moments": {"batch_norm_form": "kl", "discrepancy": "kl", "generator": {"optimizer": "sgd", "lr": 0.01}},
+    "bare, sgd": BARE,
+    "bare, adam": merge(BARE, {"student": {"optimizer": "adam", "lr": 1e-3}}),
+    "micro-batches": {"micro_batches": 2, "batch_size": 16},
+}
+
+
+DIGITS: Overlay = {
+    "task": "classification",
+    "classes": 10,
+    "teacher": {"network": "cnn8", "checkpoint": "untrained", "channels": "gray"},
+    "student": {"network": "cnn4"},
+    "input": {"size": 8},
+    "data": {"name": "digits"},
+    "batch_size": 50,
+}
+"""An evaluation: 360 images, which neither 50 nor 4 ranks divide evenly into batches."""
+
+
+class Bare(nn.Module):
+    """A generator without batch norm."""
+
+    multiple = 4
+    usual_width = 8
+
+    def __init__(self, latent_size: int, shape: tuple[int, int, int], width: int) -> None:
+        super().__init__()
+        self.shape = shape
+        self.linear = nn.Linear(latent_size, shape[0] * shape[1] * shape[2])
+
+    def forward(self, z: Tensor) -> Tensor:
+        images: Tensor = self.linear(z).view(-1, *self.shape).tanh()
+        return images
+
+
+generators.GENERATORS["bare"] = Bare  # type: ignore[assignment]  # one more line of the dictionary, for the tests
+
+
+def build(over: Overlay) -> Machine:
+    """The machine of a case on the processes there are."""
+    config = config_module.build(merge(SMALL, over))
+    turns = methods.METHODS[config.method].turns(config)
+    return Machine(config, Runtime(config), turns, building.teacher(config))
+
+
+def play(machine: Machine, start: int = 0, rounds: int | None = None) -> None:
+    """Rounds of a machine, all that are left unless `rounds` are named."""
+    for index in range(start, machine.config.rounds if rounds is None else start + rounds):
+        for place in range(len(machine.turns)):
+            for part in range(machine.config.micro_batches):
+                machine.play(index, place, part)
+
+
+def state(machine: Machine) -> dict[str, Tensor]:
+    """Weights, buffers and moments by name."""
+    return {
+        f"{name}/{key}": value
+        for name, player in machine.players.items()
+        for key, value in (player.engine.weights() | player.engine.moments()).items()
+    }
+
+
+def play_cases(out: Path, cases: Mapping[str, Overlay]) -> None:
+    """For `ranks.run`: every case to its end; rank 0 saves its state, every rank the hash of its own."""
+    for case, over in cases.items():
+        machine = build(over)
+        play(machine)
+        found = state(machine)
+        rank = int(os.environ.get("RANK", "0"))
+        (out / f"{case}.{rank}.sha256").write_text(hashlib.sha256(save(found)).hexdigest())
+        if rank == 0:
+            save_file(found, out / f"{case}.safetensors")
+    leave()
+
+
+def evaluate_digits(out: Path) -> None:
+    """For `ranks.run`: scores of untrained networks on the digits' test images, and what one image counts."""
+    config = config_module.build(merge(DIGITS, {}))
+    runtime = Runtime(config)
+    networks = [runtime.place(build(config)) for build in (building.teacher, building.student)]
+    scores = evaluate.measure(config, networks[0], networks[1], None, runtime)
+    (out / f"{runtime.rank}.json").write_text(json.dumps([scores.agreement, scores.teacher, scores.student]))
+    leave()
+
+
+def resumed(out: Path, start: int, over: Overlay) -> None:
+    """For `ranks.run`: ten rounds from `start` on of a run whose checkpoints are in `out`."""
+    machine = build(over)
+    state_before = checkpoint.restore(out, machine.players, machine.runtime.first)
+    assert (state_before or {"round": 0})["round"] == start
+    play(machine, start, 10)
+    checkpoint.store(out, machine.players, {"round": start + 10}, 9, machine.runtime.first)
+    leave()
+
+
+def distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
+    """The largest difference between two states of the same names."""
+    assert a.keys() == b.keys()
+    return max(torch.max(torch.abs(a[key].double() - b[key].double())).item() for key in a)
