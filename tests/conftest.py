@@ -7,6 +7,7 @@ from pathlib import Path
 
 # Before torch is imported, and inherited by every process a test starts. Two processes with two threads each on two
 # cores are up to ten times slower than with one, and CPU results depend on the number of threads.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # without bytecode every process compiles torch anew
 os.environ.update(
     OMP_NUM_THREADS="1",
     HF_HUB_OFFLINE="1",

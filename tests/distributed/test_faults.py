@@ -1,0 +1,162 @@
+"""What happens when a process of several fails, dies, hangs or is asked to stop: nothing is lost, and it is named."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+import safetensors
+
+from tests.distributed import ranks
+
+pytestmark = pytest.mark.distributed
+
+RUN = (
+    "distill", "digits", "teacher.checkpoint=untrained", "tracking.uri=none", "pictures=false", "batch_size=8",
+    "student_steps=2", "generator.width=8", "student.network=cnn4", "rounds=60", "checkpoint.every=1",
+    "log_every=1", "--output", "run",
+)  # fmt: skip
+"""A run of a second or two; every round is stored."""
+
+FRAGILE = Path(__file__).with_name("fragile_networks.py")
+
+
+def begin(folder: Path, world_size: int, *words: str) -> list[BaseProcess]:
+    return ranks.start(world_size, ranks.ddad, folder / "log", folder, *RUN, *words)
+
+
+def reach(folder: Path, processes: list[BaseProcess], num_rounds: int) -> None:
+    """Waits until the run has done some rounds, or has ended."""
+    rows = folder / "run" / "metrics.jsonl"
+    while all(process.is_alive() for process in processes):
+        if rows.exists() and rows.read_text().count("\n") >= num_rounds:
+            return
+        time.sleep(0.005)
+
+
+def said(folder: Path, rank: int = 0) -> list[str]:
+    return (folder / f"log.{rank}").read_text().splitlines()
+
+
+def ends(folder: Path) -> tuple[bytes, list[dict[str, object]]]:
+    """What a finished run is compared by: the student's bytes, and all figures but times and loads."""
+    assert (folder / "run" / "result.json").exists()
+    rows = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    figures = [{k: v for k, v in row.items() if "second" not in k and not k.startswith("system/")} for row in rows]
+    return (folder / "run" / "student.safetensors").read_bytes(), figures
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], tuple[bytes, list[dict[str, object]]]]:
+    """The end of a run on so many processes that nothing happened to."""
+    found: dict[int, tuple[bytes, list[dict[str, object]]]] = {}
+
+    def end(world_size: int) -> tuple[bytes, list[dict[str, object]]]:
+        if world_size not in found:
+            folder = tmp_path_factory.mktemp(f"whole-{world_size}")
+            assert ranks.finish(begin(folder, world_size)) == [0] * world_size, said(folder)
+            found[world_size] = ends(folder)
+        return found[world_size]
+
+    return end
+
+
+Whole = Callable[[int], tuple[bytes, list[dict[str, object]]]]
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_process_is_named_and_the_run_goes_on(tmp_path: Path, whole: Whole, victim: int) -> None:
+    processes = begin(tmp_path, 2)
+    reach(tmp_path, processes, 10)
+    processes[victim].kill()
+    codes = ranks.finish(processes)
+    assert codes[victim] == -signal.SIGKILL and codes[1 - victim] == 4
+    line = said(tmp_path, 1 - victim)[-1]
+    store_is_gone = "the processes' store is gone" in line  # rank 0 keeps it where no launcher does
+    assert store_is_gone if victim == 0 else re.search(r"no answer from rank 1 \(last seen in round \d+\)", line), line
+    assert line.endswith("the last checkpoint is kept: the same command goes on from there")
+    assert ranks.finish(begin(tmp_path, 2)) == [0, 0]
+    assert ends(tmp_path) == whole(2)
+
+
+def test_four_processes_go_on_to_the_bit(tmp_path: Path, whole: Whole) -> None:
+    processes = begin(tmp_path, 4)
+    reach(tmp_path, processes, 10)
+    processes[2].kill()
+    assert sorted(ranks.finish(processes)) == [-signal.SIGKILL, 4, 4, 4]
+    assert ranks.finish(begin(tmp_path, 4)) == [0] * 4
+    assert ends(tmp_path) == whole(4)
+
+
+def test_a_process_that_hangs_is_named(tmp_path: Path) -> None:
+    processes = begin(tmp_path, 2, "distributed.timeout=4")
+    reach(tmp_path, processes, 10)
+    assert processes[1].pid is not None
+    os.kill(processes[1].pid, signal.SIGSTOP)
+    (code,) = ranks.finish(processes[:1])
+    processes[1].kill()
+    processes[1].join()
+    assert code == 4
+    assert "no answer from rank 1 (last seen in round " in said(tmp_path)[-1]
+
+
+def test_another_ranks_error_reaches_rank_0(tmp_path: Path) -> None:
+    codes = ranks.finish(begin(tmp_path, 2, f"student.network={FRAGILE}:Fails"))
+    assert codes == [4, 1]
+    assert re.match(r"ddad: rank 1 failed in round \d+: RuntimeError: out of luck; the last", said(tmp_path)[-1])
+    assert any("Traceback" in line for line in said(tmp_path, 1)), "a fault of the program is shown where it is"
+
+
+def test_a_mistake_on_one_host_is_everyones(tmp_path: Path) -> None:
+    assert ranks.finish(begin(tmp_path, 2, f"student.network={FRAGILE}:unbuildable")) == [2, 2]
+    assert said(tmp_path) == [line for line in said(tmp_path) if "rank 1: " in line and "not on this host" in line]
+    assert len(said(tmp_path)) == 1 and said(tmp_path, 1) == []
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_signal_to_one_stops_all_after_the_same_round(tmp_path: Path, whole: Whole) -> None:
+    processes = begin(tmp_path, 2)
+    reach(tmp_path, processes, 10)
+    processes[1].terminate()
+    assert ranks.finish(processes) == [0, 128 + signal.SIGTERM]
+    (line,) = [line for line in said(tmp_path) if line.startswith("stopped after round")]
+    assert "another process was asked to" in line
+    assert ranks.finish(begin(tmp_path, 2)) == [0, 0]
+    assert ends(tmp_path) == whole(2)
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments(tmp_path: Path, whole: Whole) -> None:
+    source, folder = random.Random(0), tmp_path / "work"
+    folder.mkdir()
+    expected, num_kills, stored = whole(2), 0, -1
+    while num_kills < 20:
+        processes = begin(folder, 2)
+        reach(folder, processes, 1)
+        time.sleep(source.uniform(0.0, 0.5))
+        if all(process.is_alive() for process in processes):
+            processes[source.randrange(2)].kill()
+            num_kills += 1
+        codes = ranks.finish(processes)
+        checkpoints = sorted((folder / "run" / "checkpoints").glob("round-*.safetensors"))
+        for path in checkpoints:
+            with safetensors.safe_open(path, framework="pt") as file:
+                found = json.loads(file.metadata()["state"])["round"]
+        if checkpoints:
+            assert found >= stored, "nothing that was stored is lost"
+            stored = found
+        if codes == [0, 0]:
+            assert ends(folder) == expected
+            shutil.rmtree(folder / "run")
+            stored = -1
+    assert ranks.finish(begin(folder, 2)) == [0, 0], said(folder)
+    assert ends(folder) == expected
