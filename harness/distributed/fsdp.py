@@ -138,20 +138,14 @@ def check_weights(weights: Weights) -> None:
             )
 
 
-def _blocks(module: nn.Module) -> list[nn.Module]:
+def _blocks(module: nn.Module) -> Iterator[nn.Module]:
     """What is gathered by itself: children that have layers of their own; single layers go with the whole.
 
-    Finer shards would be more and smaller messages, coarser ones more memory. Parameters that layers share are gathered
-    together, so that a network that shares any has no blocks.
+    Finer shards would be more and smaller messages, coarser ones more memory.
     """
-    shared = len(list(module.named_parameters(remove_duplicate=False))) > len(list(module.parameters()))
-    return [] if shared else list(_nested(module))
-
-
-def _nested(module: nn.Module) -> Iterator[nn.Module]:
     for child in module.children():
         if isinstance(child, nn.Sequential | nn.ModuleList | nn.ModuleDict):  # may be iterated over, and never called
-            yield from _nested(child)
+            yield from _blocks(child)
         elif any(True for _ in child.children()) and any(True for _ in child.parameters()):
             yield child
 
