@@ -91,8 +91,7 @@ class Machine:
     def networks(self) -> Networks:
         """The networks as they stand. Every process has to ask; with several, trained ones are copies."""
         whole = {name: self._whole(player, self._trained()[name]) for name, player in self.players.items()}
-        teacher = self.teacher.module if self.teacher else None
-        return Networks(teacher, whole["student"], whole.get("generator"), self.config, self.runtime)
+        return Networks(self._whole_teacher(), whole["student"], whole.get("generator"), self.config, self.runtime)
 
     def _trained(self) -> dict[str, Callable[[Config], nn.Module]]:
         """What builds each of the networks that are trained."""
@@ -107,6 +106,12 @@ class Machine:
         module = self.runtime.arrange(build(self.config)).train()
         module.load_state_dict(player.engine.weights())
         return module
+
+    def _whole_teacher(self) -> nn.Module | None:
+        """The teacher for use by one process alone; where it is in shards, built once more while it is needed."""
+        if self.teacher is None or not self.runtime.shards_teacher:
+            return self.teacher.module if self.teacher else None
+        return self.runtime.place(self.runtime.together(lambda: building.teacher(self.config)))
 
     def _settle(self, turn: Turn, round_index: int, *answers: Answer | Tensor) -> Terms:
         return settle(turn.terms(self.config, round_index, *answers), self.runtime.reduce)
@@ -152,4 +157,5 @@ class Machine:
                 "images by: set weights.batch_norm=0, or bring a teacher that has"
             )
         features = generates and ever(self.config.weights.activation)
-        return Observed(self.runtime.place(teacher), features=features, moments=judged)
+        placed = self.runtime.place_teacher(teacher, judges=generates)
+        return Observed(placed, features=features, moments=judged)

@@ -84,6 +84,24 @@ class Runtime:
         placed: nn.Module = self.accelerator.prepare_model(arranged, evaluation_mode=True)
         return placed
 
+    @property
+    def shards_teacher(self) -> bool:
+        """Whether the frozen teacher is spread over the processes."""
+        return self.config.distributed.shard_teacher and self.world_size > 1
+
+    def place_teacher(self, module: nn.Module, judges: bool) -> nn.Module:
+        """The teacher for training, as `place`, or in shards; these answer when all processes ask at once.
+
+        `judges`: whether a generator's gradients flow through it.
+        """
+        if not self.shards_teacher:
+            return self.place(module)
+        from harness.distributed import fsdp
+
+        if judges:
+            fsdp.check_weights(self.config.weights)
+        return fsdp.shard(self.accelerator, module.requires_grad_(False).eval(), self.dtype)
+
     def arrange(self, module: nn.Module) -> nn.Module:
         """A network on this process's device, in the run's precision and the memory format convolutions are fast in."""
         arranged: nn.Module = module.to(self.device, self.dtype).to(memory_format=torch.channels_last)
@@ -91,13 +109,13 @@ class Runtime:
 
     def engine(self, name: str, module: nn.Module, settings: Optimizer) -> Engine:
         """The engine of the network to be trained that is called `name`; every process has to ask for it."""
-        module = self.arrange(module)
         if self.world_size > 1 and self.config.sync_batch_norm:
             synchronise(module)
         if self.config.distributed.strategy == "fsdp" and self.world_size > 1:
             from harness.distributed.fsdp import ShardedEngine
 
-            return ShardedEngine(module, settings, self.config.micro_batches)
+            return ShardedEngine(self.accelerator, module, self.dtype, settings, self.config.micro_batches)
+        module = self.arrange(module)
         if self.config.distributed.strategy == "deepspeed":
             from harness.distributed.zero import ZeroEngine
 
@@ -196,6 +214,11 @@ def _check(config: Config, found: int) -> None:
         raise UserError(
             f"distributed.strategy=single runs on one process, the launcher started {found}: "
             "set distributed.strategy=ddp, or start ddad without a launcher"
+        )
+    if config.distributed.shard_teacher and config.distributed.strategy != "fsdp":
+        raise UserError(
+            f"distributed.shard_teacher=true needs distributed.strategy=fsdp, not {config.distributed.strategy}: "
+            "set that, or distributed.shard_teacher=false"
         )
     if config.batch_size // config.micro_batches < found:
         raise UserError(
