@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs, convert_outputs_to_fp32
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.distributed import HashStore  # type: ignore[attr-defined]
 from torch.nn import functional as F
 
 from harness.config import Config, Optimizer
@@ -53,7 +54,7 @@ def autocast(module: nn.Module, device: torch.device, precision: str) -> nn.Modu
     """The network itself; in bf16 its forward runs in autocast and answers in fp32."""
     if precision == "bf16":
         forward = torch.autocast(device.type, torch.bfloat16)(module.forward)
-        module.forward = convert_outputs_to_fp32(forward)  # type: ignore[method-assign]
+        module.forward = convert_outputs_to_fp32(forward)
     return module
 
 
@@ -207,8 +208,9 @@ def _check(config: Config) -> None:
 
 @contextmanager
 def _own_environment() -> Iterator[None]:
-    """Inside, Accelerate finds neither variable: the first turns DeepSpeed off, the second, which it sets, turns it on
-    in every later Accelerator of the process.
+    """Inside, Accelerate finds neither variable, and what it sets there goes no further.
+
+    The first turns DeepSpeed off; the second would turn it on in every later Accelerator of the process.
     """
     names = ("ACCELERATE_USE_CPU", "ACCELERATE_USE_DEEPSPEED")
     before = {name: os.environ.pop(name) for name in names if name in os.environ}
@@ -233,7 +235,7 @@ def _join_alone(backend: str) -> None:
 
     os.environ["LOCAL_RANK"] = "0"
     if not dist.is_initialized():
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False)
 
 
