@@ -250,10 +250,10 @@ def _finish(machine: Machine, record: Record, report: Report) -> dict[str, Any]:
     record.curves()
     record.scored(last)
     record.model(last)
-    return _describe(machine, scores, report)
+    return _describe(machine, last, scores, report)
 
 
-def _describe(machine: Machine, scores: Scores, report: Report) -> dict[str, Any]:
+def _describe(machine: Machine, last: Networks, scores: Scores, report: Report) -> dict[str, Any]:
     config, metrics = machine.config, tasks.load(machine.config.task).reported_metrics
     teacher: dict[str, Any] | None = None
     if machine.teacher:
@@ -273,7 +273,7 @@ def _describe(machine: Machine, scores: Scores, report: Report) -> dict[str, Any
         "teacher": teacher,
         "student": {
             "network": config.student.network,
-            "parameters": networks.num_parameters(machine.student.module),
+            "parameters": networks.num_parameters(last.student),
             **{name: scores.student.get(name) for name in metrics},
             **({"sizes": scores.sizes["student"]} if "student" in scores.sizes else {}),
         },

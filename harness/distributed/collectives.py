@@ -21,6 +21,15 @@ def total(values: Tensor) -> Tensor:
     return summed
 
 
+def from_first(value: Tensor) -> Tensor:
+    """What rank 0 holds of a tensor that every process has; batch norm of its own counts differently on each."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return value
+    sent = value.detach().clone()
+    dist.broadcast(sent, src=0)
+    return sent
+
+
 def loss_sum(values: Tensor) -> Tensor:
     """The sum over processes of what a loss is made of; gradients come back multiplied by the number of processes."""
     summed: Tensor = _LossSum.apply(values)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from harness import optimizers
 from harness.config import Optimizer
+from harness.distributed.collectives import from_first
 
 
 class ReplicatedEngine:
@@ -51,8 +52,10 @@ class ReplicatedEngine:
         self._stepper.zero_grad()
 
     def weights(self) -> dict[str, Tensor]:
-        """Parameters and buffers by name, on the CPU."""
-        return {name: whole(value) for name, value in self.module.state_dict().items()}
+        """Parameters and buffers by name, on the CPU; buffers are those of rank 0."""
+        buffers = {name for name, _ in self.module.named_buffers()}
+        state = self.module.state_dict()
+        return {name: whole(from_first(value) if name in buffers else value) for name, value in state.items()}
 
     def moments(self) -> dict[str, Tensor]:
         """The optimiser's state as "PARAMETER/STATE", on the CPU."""

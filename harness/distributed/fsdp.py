@@ -8,14 +8,13 @@ from collections.abc import Iterator, Mapping
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from harness import optimizers
 from harness.config import Optimizer, Weights, weight_at
-from harness.distributed.collectives import total
+from harness.distributed.collectives import from_first, total
 from harness.distributed.engines import under, whole
 from harness.errors import UserError
 
@@ -172,8 +171,4 @@ def _cut(value: Tensor, like: Tensor | None) -> Tensor:
 
 def _gathered(value: Tensor) -> Tensor:
     """A tensor of the state as a whole: of a sharded one all parts, of a buffer what rank 0 has."""
-    if isinstance(value, DTensor):
-        return value.full_tensor()
-    value = value.detach().clone()
-    dist.broadcast(value, src=0)  # batch norm that is not synchronised counts for itself on every process
-    return value
+    return value.full_tensor() if isinstance(value, DTensor) else from_first(value)

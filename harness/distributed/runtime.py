@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from harness.config import Config, Optimizer
-from harness.distributed import system
+from harness.distributed import system, zero
 from harness.distributed.batch_norm import synchronise
 from harness.distributed.collectives import loss_sum
 from harness.distributed.engines import ReplicatedEngine
@@ -37,18 +37,10 @@ class Runtime:
         """Joins the processes that a launcher started; UserError where they are not those that were asked for."""
         self.config = config
         _check(config, launched_world_size())
+        self._zero = config.distributed.strategy == "deepspeed"
         # Accelerate keeps one process-wide state and refuses another precision: a second run starts afresh.
         AcceleratorState._reset_state(True)
-        self.accelerator = Accelerator(
-            cpu=not torch.cuda.is_available(),
-            mixed_precision="bf16" if config.precision == "bf16" else "no",
-            kwargs_handlers=[
-                InitProcessGroupKwargs(timeout=timedelta(seconds=config.distributed.timeout)),
-                # Buffers are equal already. Without find_unused_parameters DDP changes the order of its sums after the
-                # first backward, and a resumed run of 3 or more processes would not be equal to the bit.
-                DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True),
-            ],
-        )
+        self.accelerator = zero.accelerator(config) if self._zero else _accelerator(config)
         if self.world_size != launched_world_size():
             raise UserError(
                 f"the launcher started {launched_world_size()} processes, Accelerate found {self.world_size}: "
@@ -81,6 +73,8 @@ class Runtime:
     def place(self, module: nn.Module) -> nn.Module:
         """A network that is not trained, frozen, on this process's device."""
         arranged = self.arrange(module.requires_grad_(False).eval())
+        if self._zero:
+            return zero.autocast(arranged, self.device, self.config.precision)
         placed: nn.Module = self.accelerator.prepare_model(arranged, evaluation_mode=True)
         return placed
 
@@ -116,10 +110,9 @@ class Runtime:
 
             return ShardedEngine(self.accelerator, module, self.dtype, settings, self.config.micro_batches)
         module = self.arrange(module)
-        if self.config.distributed.strategy == "deepspeed":
-            from harness.distributed.zero import ZeroEngine
-
-            return ZeroEngine(self.accelerator, name, module, settings, self.config.micro_batches)
+        if self._zero:
+            module = zero.autocast(module, self.device, self.config.precision)
+            return zero.ZeroEngine(self.accelerator, name, module, settings, self.config.micro_batches)
         return ReplicatedEngine(self.accelerator, module, settings, self.config.micro_batches)
 
     def reduce(self, sums: Tensor) -> Tensor:
@@ -198,6 +191,20 @@ def leave() -> None:
     if dist.is_available() and dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
+
+
+def _accelerator(config: Config) -> Accelerator:
+    """The Accelerator of one process, or of DDP; joins the processes."""
+    return Accelerator(
+        cpu=not torch.cuda.is_available(),
+        mixed_precision="bf16" if config.precision == "bf16" else "no",
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=timedelta(seconds=config.distributed.timeout)),
+            # Buffers are equal already. Without find_unused_parameters DDP changes the order of its sums after the
+            # first backward, and a resumed run of 3 or more processes would not be equal to the bit.
+            DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True),
+        ],
+    )
 
 
 def _check(config: Config, found: int) -> None:
