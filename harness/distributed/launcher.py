@@ -110,8 +110,8 @@ def _check_devices(num_processes: int) -> None:
 
 def _account(codes: Mapping[int, int]) -> str:
     """Which ranks were ended by a signal nobody asked for."""
-    killed = {rank: signal.Signals(-code).name for rank, code in sorted(codes.items()) if code < 0}
-    return ", ".join(f"rank {rank} was ended by {name}" for rank, name in killed.items())
+    killed = {rank: -code for rank, code in sorted(codes.items()) if code < 0 and _normal(code) not in STOPS}
+    return ", ".join(f"rank {rank} was ended by {signal.Signals(number).name}" for rank, number in killed.items())
 
 
 def _normal(code: int) -> int:
