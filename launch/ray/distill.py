@@ -33,7 +33,8 @@ def meeting_point() -> str:
 @ray.remote
 def torchrun(words: list[str], folder: Path, threads: str, node: int) -> int:
     """Runs torchrun with the arguments and returns its exit code."""
-    variables = {**os.environ, "OMP_NUM_THREADS": threads}  # Ray sets it to the CPUs of all processes together
+    # Ray sets the threads of each process to the CPUs of all of them together.
+    variables = {**os.environ, "OMP_NUM_THREADS": threads, "TORCH_CPP_LOG_LEVEL": "ERROR"}
     program = [sys.executable, "-m", "torch.distributed.run", "--local-addr", ray.util.get_node_ip_address(),
                "--rdzv-conf", f"is_host={int(node == 0)}", *words]  # fmt: skip
     return subprocess.run(program, cwd=folder, env=variables, check=False).returncode
