@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 HEARING = 60.0
-"""Seconds that rank 0 has to say what is wrong before another does."""
+"""Seconds that rank 0 has to say what is wrong before another does, one after the other."""
 
 Words = Annotated[
     list[str] | None, typer.Argument(help="A recipe (`ddad recipes` lists them), then any number of path=value.")
@@ -277,9 +277,9 @@ def _say(line: str) -> None:
 def _complain(line: str) -> None:
     """Rank 0 speaks for all. A launcher ends all once one has ended, so the others wait, and speak if it does not."""
     if _rank() > 0:
-        time.sleep(HEARING)
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"ddad: {line}" if _rank() == 0 else f"ddad: rank {_rank()}: {line}", file=sys.stderr, flush=True)
+        time.sleep(HEARING * (1 + int(os.environ.get("LOCAL_RANK", "0")) / 10))
+        line = f"rank {_rank()}: {line}"
+    print(f"ddad: {line}", file=sys.stderr, flush=True)
 
 
 def _tell(line: str) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,18 @@ def run(words: Sequence[object], cwd: Path, extra: Mapping[str, str] | None = No
     with started(words, cwd, extra) as process:
         out, err = process.communicate()
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def until(process: subprocess.Popen[str], happened: Callable[[], bool]) -> None:
+    """Waits for something, while the process runs."""
+    while not happened():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+
+
+def saved(folder: Path) -> list[int]:
+    """The rounds of a run's checkpoints."""
+    return sorted(int(path.stem.removeprefix("round-")) for path in folder.glob("checkpoints/round-*.safetensors"))
 
 
 def result(folder: Path) -> dict[str, Any]:

@@ -6,8 +6,6 @@ import os
 import re
 import signal
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from accelerate.commands.config.config_args import ClusterConfig
 
 from harness.distributed import launcher
 from harness.errors import UserError
-from tests.distributed.starting import ROUNDS, TINY, distance, result, run, started, workers
+from tests.distributed.starting import ROUNDS, TINY, distance, result, run, saved, started, until, workers
 from tests.helpers import DDAD, ROOT
 
 LAUNCH = ROOT / "launch"
@@ -38,18 +36,6 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def until(process: subprocess.Popen[str], happened: Callable[[], bool]) -> None:
-    """Waits for something, while the process runs."""
-    while not happened():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
-
-
-def saved(folder: Path) -> list[int]:
-    """The rounds of a run's checkpoints."""
-    return sorted(int(path.stem.removeprefix("round-")) for path in folder.glob("checkpoints/round-*.safetensors"))
-
-
 @pytest.mark.distributed
 @pytest.mark.slow
 def test_launch_equals_single_process(single: Path, tmp_path: Path) -> None:
@@ -59,6 +45,8 @@ def test_launch_equals_single_process(single: Path, tmp_path: Path) -> None:
     assert result(tmp_path / "two")["world_size"] == 2
     assert yaml.safe_load((tmp_path / "two/config.yaml").read_text())["distributed"]["world_size"] == 2
     assert 0 < distance(tmp_path / "two", single) < 1e-8
+    scored = run([*DDAD, "evaluate", "two"], tmp_path)
+    assert scored.returncode == 0, "what ran on two processes is scored on one"
 
 
 @pytest.mark.distributed

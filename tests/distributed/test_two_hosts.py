@@ -8,14 +8,14 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.distributed.starting import TINY, result, run, started
+from tests.distributed.starting import TINY, distance, result, run, saved, started, until, workers
 from tests.helpers import DDAD, ROOT
 
 pytestmark = [
@@ -66,13 +66,21 @@ def one_host(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_on(hosts: Sequence[Host], commands: Sequence[Sequence[object]], cwd: Path, extra: dict[str, str]) -> None:
+def start(
+    stack: ExitStack, hosts: Sequence[Host], commands: Sequence[Sequence[object]], cwd: Path, extra: Mapping[str, str]
+) -> list[subprocess.Popen[str]]:
+    """A command on each host at the same time; they end with the stack."""
+    parts = []
+    for host, command in zip(hosts, commands, strict=True):
+        own = {**extra, "GLOO_SOCKET_IFNAME": host.interface, "ADDRESS": host.address}
+        parts.append(stack.enter_context(started(["ip", "netns", "exec", host.name, *command], cwd, own)))
+    return parts
+
+
+def run_on(hosts: Sequence[Host], commands: Sequence[Sequence[object]], cwd: Path, extra: Mapping[str, str]) -> None:
     """A command on each host at the same time, to their ends; both have to go well."""
     with ExitStack() as stack:
-        parts = []
-        for host, command in zip(hosts, commands, strict=True):
-            own = {**extra, "GLOO_SOCKET_IFNAME": host.interface, "ADDRESS": host.address}
-            parts.append(stack.enter_context(started(["ip", "netns", "exec", host.name, *command], cwd, own)))
+        parts = start(stack, hosts, commands, cwd, extra)
         said = [part.communicate() for part in parts]
     assert [part.returncode for part in parts] == [0, 0], said
 
@@ -104,3 +112,20 @@ def test_torchrun_on_two_hosts(hosts: list[Host], one_host: Path, tmp_path: Path
     commands = [["env", f"NODE={k}", *words] for k in range(2)]
     run_on(hosts, commands, tmp_path, {"NODES": "2", "NPROC": "1", "HEAD": f"{hosts[0].address}:29500"})
     assert_same(tmp_path / "run", one_host)
+
+
+def test_host_lost_for_good_leaves_the_run_to_the_other(hosts: list[Host], one_host: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    commands = [["env", f"NODE={k}", ROOT / "launch/torchrun.sh", *TINY, "--output", folder] for k in range(2)]
+    given = {"NODES": "2", "MIN_NODES": "1", "NPROC": "1", "HEAD": f"{hosts[0].address}:29500", "LAST_CALL": "45"}
+    with ExitStack() as stack:
+        survivor, lost = start(stack, hosts, commands, tmp_path, given)
+        until(survivor, lambda: bool(saved(folder)))
+        (worker,) = workers(lost.pid).values()
+        lost.kill()  # torchrun itself: `ip netns exec` and `env` have become it
+        worker.kill()
+        out, err = survivor.communicate()
+    assert survivor.returncode == 0, (out, err)
+    assert "no answer from rank 1" in err
+    assert result(folder)["world_size"] == 1
+    assert 0 < distance(folder, one_host) < 1e-8
