@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from harness.distill import Report
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+HEARING = 60.0
+"""Seconds that rank 0 has to say what is wrong before another does, one after the other."""
 
 Words = Annotated[
     list[str] | None, typer.Argument(help="A recipe (`ddad recipes` lists them), then any number of path=value.")
@@ -51,6 +55,26 @@ def distill(
     with _Signals() as signals:
         last = _follow(rounds(resolved, output, signals.reason, _say))
     _conclude(last, signals)
+
+
+@app.command()
+def launch(
+    nproc: Annotated[int, typer.Option(help="Number of processes, one for each GPU where there are GPUs.")],
+    words: Words = None,
+    restarts: Annotated[int, typer.Option(help="How often to start again after a process was lost.")] = 0,
+    config: ConfigFile = None,
+    output: Output = None,
+) -> None:
+    """Distil on several processes of this machine; the same command again resumes."""
+    from harness.distributed import launcher
+
+    launcher.prepare(nproc, restarts)
+    arguments = list(words or [])
+    if _resolve(words, config).distributed.world_size is None:
+        arguments.append(f"distributed.world_size={nproc}")
+    for option, path in (("--config", config), ("--output", output)):
+        arguments += [option, str(path)] if path else []
+    raise typer.Exit(launcher.launch(nproc, restarts, arguments, _say))
 
 
 @app.command()
@@ -250,6 +274,14 @@ def _say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
+def _complain(line: str) -> None:
+    """Rank 0 speaks for all. A launcher ends all once one has ended, so the others wait, and speak if it does not."""
+    if _rank() > 0:
+        time.sleep(HEARING * (1 + int(os.environ.get("LOCAL_RANK", "0")) / 10))
+        line = f"rank {_rank()}: {line}"
+    print(f"ddad: {line}", file=sys.stderr, flush=True)
+
+
 def _tell(line: str) -> None:
     if _rank() == 0:
         print(line, flush=True)
@@ -289,7 +321,7 @@ def main() -> NoReturn:
         _check_packages()
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except (UserError, Diverged) as error:
-        _say(f"ddad: {error}")
+        _complain(str(error))
         code = error.exit_code
     except Lost as error:
         if _rank() <= 1:  # rank 0 may be the one that was lost
@@ -298,7 +330,7 @@ def main() -> NoReturn:
     except Exception as error:
         if not hasattr(error, "format_message"):  # a usage error of typer's own command parser
             raise
-        _say(f"ddad: {error.format_message()}")
+        _complain(error.format_message())
         code = 2
     finally:
         for number, handler in before.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import resource
 import time
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import yaml
 
 from harness import building, folder, machine, methods, networks, resolve
 from harness import config as config_module
-from harness.config import Config
+from harness.config import Config, Distributed
 from harness.distributed.runtime import Runtime
 from harness.resolve import UNTRAINED
 
@@ -28,7 +29,8 @@ def estimate(config: Config, output: Path | None, say: Callable[[str], None]) ->
     if not present:
         say(f"teacher      {config.teacher.checkpoint} is not there yet; estimated with random weights")
     teacher = building.teacher(config if present else resolve.untrained(config))
-    built = machine.Machine(config, Runtime(config), turns, teacher)
+    alone = dataclasses.replace(config, distributed=Distributed())  # on one process, whatever the run asks for
+    built = machine.Machine(alone, Runtime(alone), turns, teacher)
     seconds = sum(_seconds(built, turns.index(turn)) for turn in turns)
     say(f"teacher      {config.teacher.network}, {networks.num_parameters(teacher):,} parameters")
     for name, player in built.players.items():

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from harness import building, checkpoint, config, evaluate, folder, networks, weights
 from harness import task as tasks
-from harness.config import Config
+from harness.config import Config, Distributed
 from harness.distributed.runtime import Runtime
 from harness.errors import UserError, nearest
 from harness.export import load_student
@@ -28,6 +28,7 @@ def of_run(run: Path, warn: Callable[[str], None], given: Mapping[str, Any]) -> 
     A teacher's file that has moved or changed is named in "missing" and through `warn`; the student is still scored.
     """
     recorded, records = folder.read_config(run)
+    recorded = dataclasses.replace(recorded, distributed=Distributed())  # scored here, on one process
     settings = _located(config.build(merge(config.to_dict(recorded), nest(given))), records)
     student, _ = load_student(run)
     missing = [problem for role, record in records.items() if (problem := _problem(role, record))]
