@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from harness import checkpoint, evaluate
 from harness import task as tasks
@@ -89,7 +89,8 @@ def everything(out: Path) -> None:
 
     `out`/alone holds a checkpoint that one process wrote after 10 rounds of "blocks, adam".
     """
-    rank, found = int(os.environ["RANK"]), {}
+    rank = int(os.environ["RANK"])
+    found: dict[str, Any] = {}
 
     def end(case: str, machine: Machine) -> None:
         state = cases.state(machine)
@@ -120,7 +121,8 @@ def everything(out: Path) -> None:
 def share(module: nn.Module) -> list[int]:
     """[numbers on this process, numbers in all] of a network's parameters."""
     parameters = list(module.parameters())
-    return [sum(p.to_local().numel() for p in parameters), sum(p.numel() for p in parameters)]  # type: ignore[operator]
+    own = sum(parameter.to_local().numel() for parameter in parameters if isinstance(parameter, DTensor))
+    return [own, sum(parameter.numel() for parameter in parameters)]
 
 
 def uneven_evaluation(machine: Machine) -> list[float | None]:
@@ -190,12 +192,8 @@ REFUSED: list[Overlay] = [
 
 def refused(over: Overlay) -> str | None:
     """What a configuration is refused with."""
-    return _mistake(lambda: cases.build(over))
-
-
-def _mistake(work: Callable[[], object]) -> str | None:
     try:
-        work()
+        cases.build(over)
     except UserError as error:
         return str(error)
     return None
