@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,16 @@ def test_killed_process_is_named_and_all_start_again(single: Path, tmp_path: Pat
 def test_accelerate_on_one_machine_starts_two_processes(single: Path, tmp_path: Path) -> None:
     words = ["accelerate", "launch", "--config_file", LAUNCH / "accelerate/one-machine.yaml", "--module", "harness"]
     done = run([*words, "distill", *TINY, "distributed.world_size=2", "--output", "two"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert result(tmp_path / "two")["world_size"] == 2
+    assert 0 < distance(tmp_path / "two", single) < 1e-8
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_ray_on_this_machine_starts_two_processes(single: Path, tmp_path: Path) -> None:
+    words = [sys.executable, LAUNCH / "ray/distill.py", "--nproc", "2", *TINY, "--output", "two"]
+    done = run(words, tmp_path)
     assert done.returncode == 0, done.stderr
     assert result(tmp_path / "two")["world_size"] == 2
     assert 0 < distance(tmp_path / "two", single) < 1e-8
