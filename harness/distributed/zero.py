@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -43,11 +44,13 @@ def accelerator(config: Config) -> Accelerator:
         _join_alone("nccl" if gpu else "gloo")
     timeout = timedelta(seconds=config.distributed.timeout)
     with _own_environment():
-        return Accelerator(
+        built = Accelerator(
             deepspeed_plugins={name: _plugin(config, name, world_size) for name in ("student", "generator")},
             gradient_accumulation_steps=config.micro_batches,
             kwargs_handlers=[InitProcessGroupKwargs(backend=None if gpu else "gloo", timeout=timeout)],
         )
+    _limit_patience(timeout)
+    return built
 
 
 def autocast(module: nn.Module, device: torch.device, precision: str) -> nn.Module:
@@ -195,6 +198,9 @@ class ZeroEngine(ReplicatedEngine):
 
 def _check(config: Config) -> None:
     """UserError for what DeepSpeed cannot do here."""
+    if missing := [name for name in ("deepspeed", "transformers") if find_spec(name) is None]:
+        names = " ".join(missing)  # Accelerate asks for the second
+        raise UserError(f"distributed.strategy=deepspeed needs {names}, which cannot be found: pip install {names}")
     if config.precision == "fp64":
         raise UserError(
             "precision=fp64: DeepSpeed computes in fp32 and bf16 only: set precision=fp32, or distributed.strategy=ddp"
@@ -237,6 +243,14 @@ def _join_alone(backend: str) -> None:
     if not dist.is_initialized():
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False)
+
+
+def _limit_patience(timeout: timedelta) -> None:
+    """DeepSpeed reduces in a group of its own, which would wait half an hour for a process that does not answer."""
+    from deepspeed.utils import groups
+
+    if groups._WORLD_GROUP is None:
+        groups._WORLD_GROUP = dist.new_group(timeout=timeout)
 
 
 def _plugin(config: Config, name: str, world_size: int) -> DeepSpeedPlugin:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     machine = cases.build(PLAIN)
     cases.play(machine, 0, HALF)
     checkpoint.store(out / "alone", machine.players, {"round": HALF}, 1)
-    assert ranks.finish(ranks.start(2, deepspeed_cases.play_all, out), seconds=540) == [0, 0]
+    assert ranks.finish(ranks.start(2, deepspeed_cases.play_all, out), seconds=840) == [0, 0]
     return out
 
 
@@ -54,7 +55,7 @@ def found(together: Path) -> dict[str, Any]:
 
 
 pairs = pytest.mark.parametrize("stages", STAGES, ids=name)
-several = [pytest.mark.distributed, pytest.mark.slow]
+several = [pytest.mark.distributed, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 class TestTwoProcesses:
@@ -123,6 +124,12 @@ def test_one_process_without_a_launcher(plain: State, tmp_path: Path) -> None:
     process.start()
     assert ranks.finish([process]) == [0]
     assert cases.distance(load_file(tmp_path / "one"), plain) <= TOLERANCE
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(UserError, match=r"needs transformers, .*: pip install transformers"):
+        cases.build({"distributed": {"strategy": "deepspeed"}})
 
 
 def test_fp64_is_refused() -> None:
