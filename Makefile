@@ -7,6 +7,8 @@ BOOTSTRAP := build/bootstrap
 UV := $(BOOTSTRAP)/bin/uv
 BIN := .venv/bin
 READY := .venv/.ready
+# Two files of tests at a time, one thread each.
+PARALLEL := -n 2 --dist loadfile
 SOURCES := $(foreach folder,harness tasks tune benchmarks,$(if $(wildcard $(folder)/*.py),$(folder)))
 
 # Without bytecode every start compiles torch and the rest again: more than twice the seconds.
@@ -57,10 +59,10 @@ imports: setup ## import-linter: who may import what
 	$(BIN)/lint-imports
 
 test: setup ## the whole test suite, or a part: make test TEST=tests/unit/test_losses.py
-	$(BIN)/python -m pytest $(TEST)
+	$(BIN)/python -m pytest $(PARALLEL) $(TEST)
 
 test-fast: setup ## all but the slow tests
-	$(BIN)/python -m pytest -m 'not slow' $(TEST)
+	$(BIN)/python -m pytest $(PARALLEL) -m 'not slow' $(TEST)
 
 check: lint types imports test ## all of the above, as CI runs it
 
