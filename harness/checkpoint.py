@@ -17,7 +17,7 @@ import safetensors
 from safetensors.torch import save
 from torch import Tensor
 
-from harness import files, networks
+from harness import files
 from harness.errors import Diverged, UserError
 from harness.players import Player
 
@@ -62,11 +62,14 @@ def restore(folder: Path, players: Mapping[str, Player], first: First = _alone) 
         return None
     path, state, tensors = found
     for name, player in players.items():
-        try:
-            player.engine.load(_under(tensors, f"{name}/model/"), _under(tensors, f"{name}/optimizer/"))
-        except RuntimeError as error:  # load_state_dict's word for a network that is not this one
-            reason = networks.one_line(error)
-            raise UserError(f"checkpoint {path} belongs to another {name} ({reason}): give another --output") from None
+        weights, own = _under(tensors, f"{name}/model/"), player.engine.weights()
+        wrong = sorted(weights.keys() ^ own.keys()) or [key for key in own if own[key].shape != weights[key].shape]
+        if wrong:
+            raise UserError(
+                f"checkpoint {path} belongs to another {name}: it does not fit at {', '.join(wrong[:3])}; "
+                "give another --output"
+            )
+        player.engine.load(weights, _under(tensors, f"{name}/optimizer/"))
         player.updates = state["updates"][name]
     return state
 
@@ -79,6 +82,7 @@ def _read(folder: Path) -> tuple[Path, dict[str, Any], dict[str, Tensor]] | None
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             state: dict[str, Any] = json.loads(file.metadata()["state"])
+            state["round"], {**state["updates"]}  # they have to be there
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dictionary
     except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(

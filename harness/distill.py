@@ -89,7 +89,8 @@ def rounds(
             if lesson.stopped:
                 yield lesson
                 return
-    machine, names = _build(config), runtime.together(lambda: class_names(config))
+    names = runtime.together(lambda: class_names(config))
+    machine = _build(config)
     with ExitStack() as held:
         runtime.first(lambda: held.enter_context(folder.claim(path)))
         runtime.first(lambda: folder.open_run(path, config))

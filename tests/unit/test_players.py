@@ -96,7 +96,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
 
 def test_a_foreign_or_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     checkpoint.store(tmp_path, build().players, {"round": 1}, keep=1)
-    with pytest.raises(UserError, match="belongs to another student"):
+    with pytest.raises(UserError, match="belongs to another student: it does not fit at"):
         checkpoint.restore(tmp_path, build({"student": {"network": "cnn6"}}).players)
     path = tmp_path / "round-00000001.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
