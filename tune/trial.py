@@ -179,6 +179,7 @@ def _graft(origin: Path, round_index: int, config: Config, branch: Path, note: P
     """A run folder that stands where another stood after a round; `note` names the MLflow run to go on in."""
     growing = branch.with_name(f".{branch.name}.{os.getpid()}")
     shutil.rmtree(growing, ignore_errors=True)
+    growing.mkdir(parents=True)
     run_folder.open_run(growing, config)
     name = f"round-{round_index:08d}.safetensors"
     (growing / "checkpoints").mkdir()
