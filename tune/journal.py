@@ -12,7 +12,7 @@ from harness import files, folder
 from harness.config import Config, build, flat, to_dict
 from harness.strict import merge
 from harness.tracking import Experiment, Status
-from tune import probe, spaces
+from tune import probe, spaces, trial
 from tune.limits import Spent
 from tune.plan import Plan
 
@@ -20,6 +20,9 @@ Say = Callable[[str], None]
 
 STATUS: dict[str, Status] = {"finished": "FINISHED", "failed": "FAILED", "pruned": "KILLED", "stopped": "KILLED"}
 """MLflow's word for what became of a trial; it has none for one that a scheduler ended: the tag `outcome` has."""
+
+
+LOST = "the sweep was killed before Ray had noted this trial: another took its place"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +118,20 @@ def entry(plan: Plan, trial_id: str, sample: dict[str, Any], last: dict[str, Any
     )  # fmt: skip
 
 
+def settle_lost(plan: Plan, say: Say) -> None:
+    """Writes down trials that began in the seconds between Ray's last note of its state and the death of the sweep."""
+    known = {one.id for one in entries(plan)}
+    for file in sorted(plan.trials_folder.glob("*/config.yaml")):
+        name = file.parent.name.partition("-")[0]
+        if name not in known:
+            config, _ = folder.read_config(file.parent)
+            done, values = trial.last_round(file.parent), flat(config)
+            sample = {path: values[path] for path in plan.space}
+            place = str(file.parent.relative_to(plan.folder))
+            lost = Entry(name, place, sample, "stopped", LOST, None, None, None, done * config.student_steps, done)
+            settle(plan, lost, say)
+
+
 def configuration(plan: Plan, entry: Entry) -> Config:
     """The trial's configuration as it ran; the base's where its own cannot be built."""
     path = plan.folder / entry.folder
@@ -134,7 +151,7 @@ def open_parent(plan: Plan, base: Config, say: Say) -> Experiment:
     parent = Experiment(base, plan.folder, tags, say)
     parent.params({
         **{name: getattr(plan, name) for name in ("objective", "searcher", "scheduler", "trials", "total_rounds",
-                                                  "minutes", "cpus", "gpus", "workers", "parallel")},
+                                                  "minutes", "cpus", "gpus", "parallel")},
         **{f"space.{path}": text for path, text in spaces.to_plain(plan.space).items()},
         **flat(base),
     })  # fmt: skip

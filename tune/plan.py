@@ -50,10 +50,8 @@ class Plan:
     minutes: float | None = None
     """Minutes of this invocation, after which the trials that run are stopped."""
     cpus: float = 1.0
-    """CPUs of each worker of a trial."""
+    """CPUs of a trial."""
     gpus: float = 0.0
-    workers: int = 1
-    """Processes of a trial."""
     parallel: int | None = None
     """Trials at a time at most; None: as many as fit."""
     folder: Path = Path()
@@ -148,7 +146,7 @@ def check(plan: Plan) -> Config:
     spaces.check(plan.space, config)
     if both := sorted(plan.space.keys() & flat_keys(plan.overrides)):
         raise UserError(f"{both[0]} is both given and searched: leave one of them out")
-    for name in ("trials", "total_rounds", "minutes", "workers", "parallel", "cpus"):
+    for name in ("trials", "total_rounds", "minutes", "parallel", "cpus"):
         value = getattr(plan, name)
         if value is not None and not value > 0:
             raise UserError(f"--{name.replace('_', '-')} {value:g}: expected a number above 0")

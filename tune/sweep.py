@@ -34,11 +34,12 @@ QUIET = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "2",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "30",
 }
-"""Ray's environment, here and in the workers of a cluster of our own: nothing is reported to its makers, signals are
-ours, and a trial that was stopped has time to close its record before its process takes the next."""
+"""Ray's environment, here and in its workers: nothing is reported to its makers, signals are ours, its state is noted
+every 2 seconds, and a trial that was stopped has time to close its record before its process takes the next."""
 
 OBJECT_STORE = 128 * 2**20
 """Bytes for what processes hand to each other: a plan and figures; images and weights go through files."""
@@ -63,7 +64,10 @@ def sweep(plan: Plan, resume: bool, seeds: list[int], say: Say) -> dict[str, Any
         parent = journal.open_parent(plan, base, say)
         status: tracking.Status = "KILLED"
         try:
-            found = _run(dataclasses.replace(plan, parent=parent.run_id()), base, parent, signals, seeds, say)
+            plan = dataclasses.replace(plan, parent=parent.run_id())
+            if plan.parent is None:
+                tracking.require(base.tracking.uri)  # it is off, or gone meanwhile
+            found = _run(plan, base, parent, signals, seeds, say)
             status = "FINISHED"
         except Exception:
             status = "FAILED"
@@ -108,6 +112,7 @@ def _search(plan: Plan, signals: Signals, say: Say) -> None:
         tuner = _tuner(plan, trainable, say)
     with signals.searching():
         tuner.fit()
+    journal.settle_lost(plan, say)
     journal.note_end(plan, limits.over)
 
 
@@ -119,7 +124,7 @@ def _tuner(plan: Plan, trainable: Any, say: Say) -> Any:
         search_alg=_searcher(plan),
         scheduler=_scheduler(plan),
         num_samples=1 if plan.searcher == "grid" else plan.trials,
-        max_concurrent_trials=plan.parallel,
+        max_concurrent_trials=plan.parallel if plan.searcher == "optuna" else None,  # the others limit themselves
         reuse_actors=True,
     )
     run_config = tune.RunConfig(
@@ -142,7 +147,7 @@ def _searcher(plan: Plan) -> Any:
     if plan.searcher != "optuna":
         from ray.tune.search.basic_variant import BasicVariantGenerator
 
-        return BasicVariantGenerator(random_state=plan.base.seed)
+        return BasicVariantGenerator(max_concurrent=plan.parallel or 0, random_state=plan.base.seed)
     import optuna
     from ray.tune.search.optuna import OptunaSearch
 
@@ -309,11 +314,12 @@ def cluster(plan: Plan) -> Iterator[None]:
 
 
 def _start(address: str | None) -> None:
-    own: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
+    options: dict[str, Any] = {"runtime_env": {"env_vars": QUIET}}
     if address is None:
+        options = {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     try:
-        ray.init(address or "local", log_to_driver=False, logging_level=logging.CRITICAL, **({} if address else own))
+        ray.init(address or "local", log_to_driver=False, logging_level=logging.CRITICAL, **options)
     except (ConnectionError, OSError, ValueError, RuntimeError) as error:
         where = f"--address {address}: no Ray cluster answers there" if address else "Ray cannot be started here"
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -322,15 +328,14 @@ def _start(address: str | None) -> None:
 
 
 def check_resources(plan: Plan, nodes: list[dict[str, float]]) -> None:
-    """UserError, instead of waiting for ever, where the nodes cannot hold all workers of one trial."""
+    """UserError, instead of waiting for ever, where no node can hold a trial."""
     asked = {"CPU": plan.cpus, "GPU": plan.gpus}
-    fit = sum(min(int(node.get(name, 0) / share) for name, share in asked.items() if share) for node in nodes)
-    if fit < plan.workers:
+    if not any(all(node.get(name, 0) >= amount for name, amount in asked.items()) for node in nodes):
         there = "; ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
-        wanted = f"{plan.cpus:g} CPUs and {plan.gpus:g} GPUs" + f" for each of {plan.workers} workers" * (
-            plan.workers > 1
+        raise UserError(
+            f"a trial asks for {plan.cpus:g} CPUs and {plan.gpus:g} GPUs on one node; there are {there}: "
+            "lower --cpus or --gpus"
         )
-        raise UserError(f"a trial asks for {wanted}; there are {there}: lower --cpus, --gpus or --workers")
 
 
 def _remotely(plan: Plan, calls: list[tuple[Callable[..., Any], tuple[Any, ...]]]) -> list[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from harness import distill, resolve
+from harness import folder as run_folder
 from harness.config import flat
 from harness.errors import UserError
 from tune import journal, plan, probe, report, spaces, trial
@@ -130,7 +132,7 @@ def test_a_trial_stands_eight_times_and_holds_what_it_said(prepared: Plan, whole
     assert [one.student_updates for one in whole] == [5 * one.round for one in whole]
     assert [one.outcome for one in whole] == [None] * 7 + ["finished"]
     assert all(one.objective == one.agreement and one.oracle is not None for one in whole)
-    config, _ = trial.run_folder.read_config(Path(whole[-1].folder))
+    config, _ = run_folder.read_config(Path(whole[-1].folder))
     assert flat(config)["weights.adversarial"] == 2.0
     assert (config.tracking.model, config.pictures) == (False, False)
     judged = probe.judge(probe.load(prepared.probe_file), 16)
@@ -182,7 +184,7 @@ def test_a_population_takes_over_a_state_and_records_the_schedule(prepared: Plan
     donor.close()
     changed = {**SAMPLE, "weights.adversarial": 3.0}
     branch = list(trial.run(population, "taker", changed, Origin(standing.folder, standing.round)))
-    config, _ = trial.run_folder.read_config(Path(branch[-1].folder))
+    config, _ = run_folder.read_config(Path(branch[-1].folder))
     assert config.weights.adversarial == [[0, 2.0], [4, 3.0]]
     assert config.weights.one_hot == 0.1
     assert [one.round for one in branch] == [5, 6, 7, 8]
@@ -301,18 +303,27 @@ def test_the_report_is_written_from_the_folder(prepared: Plan, whole: list[Stand
         journal.settle(prepared, found, lambda line: None)
     broken = an_entry("t9", "failed", 0.0, agreement=None, oracle=None, error="student/total is not finite")
     journal.settle(prepared, broken, lambda line: None)
+    for name in ("whole", "cut", "donor", "taker"):
+        shutil.rmtree(prepared.trials_folder / name, ignore_errors=True)
+    for path in prepared.trials_folder.glob("*-*"):
+        shutil.rmtree(path)
+    lost = trial.run(prepared, "lost", SAMPLE)
+    next(lost)
+    lost.close()
+    journal.settle_lost(prepared, lambda line: None)
     journal.note_end(prepared, None)
     content = report.write(prepared, prepared.base)
-    assert content["outcomes"] == {"finished": 4, "failed": 1, "pruned": 0, "stopped": 0}
-    assert [row["trials"] for row in content["correlation"]] == [4] * 8
+    assert content["outcomes"] == {"finished": 4, "failed": 1, "pruned": 0, "stopped": 1}
+    assert (prepared.folder / "trials.csv").read_text().count(journal.LOST) == 1
+    assert [row["trials"] for row in content["correlation"]] == [5] + [4] * 7
     assert [row["student_updates"] for row in content["correlation"]] == [5 * share for share in range(1, 9)]
     page = (prepared.folder / "report.md").read_text()
     assert "oracle: accuracy" in page and "probe agreement (objective)" in page
     assert "- `t9`: student/total is not finite" in page
-    assert (prepared.folder / "trials.csv").read_text().count("\n") == 6
+    assert (prepared.folder / "trials.csv").read_text().count("\n") == 7
     assert (prepared.folder / "parallel.png").read_bytes()[:4] == b"\x89PNG"
     best = resolve.resolve(None, resolve.read_file(prepared.folder / "best.yaml"))
-    chosen = trial.run_folder.read_config(prepared.folder / content["best"]["folder"])[0]
+    chosen = run_folder.read_config(prepared.folder / content["best"]["folder"])[0]
     assert best.weights == chosen.weights
     assert (best.tracking, best.evaluate_every) == (prepared.base.tracking, prepared.base.evaluate_every)
     assert max(entry.objective or 0.0 for entry in journal.entries(prepared)) == content["best"]["objective"]
