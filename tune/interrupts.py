@@ -26,7 +26,8 @@ class Signals:
     @contextmanager
     def searching(self) -> Iterator[None]:
         """Inside, Ray Tune listens to SIGUSR1, by which it is told; KeyboardInterrupt at the end where it was."""
-        before, self._searching = signal.getsignal(signal.SIGUSR1), True
+        before = signal.signal(signal.SIGUSR1, signal.default_int_handler)  # until Ray has put its own there
+        self._searching = True
         try:
             yield
         finally:

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import random
+import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -44,11 +45,18 @@ every 2 seconds, and a trial that was stopped has time to close its record befor
 OBJECT_STORE = 128 * 2**20
 """Bytes for what processes hand to each other: a plan and figures; images and weights go through files."""
 
+KNOCK_SECONDS = 5.0
+"""For a cluster's head to answer."""
+
 MAX_FAILURES = 3
 """Times that a trial whose process dies is taken up again."""
 
 RUNG_FACTOR = 2
 """ASHA lets the better one of so many go on at each rung, and the next rung is so many times as far."""
+
+
+PERTURBED_EVERY = 2
+"""Judgements between two changes in a population: each change starts processes, and weights need time to tell."""
 
 
 def sweep(plan: Plan, resume: bool, seeds: list[int], say: Say) -> dict[str, Any]:
@@ -59,7 +67,7 @@ def sweep(plan: Plan, resume: bool, seeds: list[int], say: Say) -> dict[str, Any
     """
     base = check(plan)
     tracking.require(base.tracking.uri)
-    with Signals() as signals, cluster(plan), _alone(plan.folder):
+    with cluster(plan), Signals() as signals, _alone(plan.folder):  # Ray sets handlers of its own as it starts
         record(plan, resume)
         parent = journal.open_parent(plan, base, say)
         status: tracking.Status = "KILLED"
@@ -195,7 +203,7 @@ def _scheduler(plan: Plan) -> Any:
 
     return schedulers.PopulationBasedTraining(
         "student_updates",
-        perturbation_interval=first,
+        perturbation_interval=PERTURBED_EVERY * first,
         hyperparam_mutations={path: _domain(one) for path, one in plan.space.items()},
         custom_explore_fn=within,
     )
@@ -314,17 +322,35 @@ def cluster(plan: Plan) -> Iterator[None]:
 
 
 def _start(address: str | None) -> None:
+    if address not in (None, "auto"):
+        _knock(str(address))
     options: dict[str, Any] = {"runtime_env": {"env_vars": QUIET}}
     if address is None:
         options = {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     try:
         ray.init(address or "local", log_to_driver=False, logging_level=logging.CRITICAL, **options)
-    except (ConnectionError, OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray raises bare ones too, on a node that is too busy to start for one
         where = f"--address {address}: no Ray cluster answers there" if address else "Ray cannot be started here"
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{where} ({line[:200]})") from None
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what becomes of trials is in the report
+
+
+def _knock(address: str) -> None:
+    """UserError where nothing listens at HOST:PORT: Ray itself would try for many minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise UserError(
+            f"--address {address!r}: expected HOST:PORT of the cluster's head, such as 10.0.0.1:6379, or auto"
+        )
+    try:
+        socket.create_connection((host, int(port)), timeout=KNOCK_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"--address {address}: no Ray cluster answers there ({error}): start one with `ray start --head`, "
+            "or leave --address out"
+        ) from None
 
 
 def check_resources(plan: Plan, nodes: list[dict[str, float]]) -> None:

@@ -258,9 +258,11 @@ def test_resources_that_there_are_not_are_a_sentence(workplace: Path) -> None:
     assert not (workplace / "sweeps").exists()
 
 
-@pytest.mark.slow
 def test_a_cluster_that_is_not_there_is_a_sentence(workplace: Path) -> None:
-    done = run_ddad("sweep", "digits", "--address", "127.0.0.1:1", *TINY, "tracking.uri=none", cwd=workplace)
-    assert (done.returncode, done.stdout) == (2, "")
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("ddad: --address 127.0.0.1:1: no Ray cluster answers there")
+    before = sorted(workplace.iterdir())
+    for address, reason in (("127.0.0.1:1", "no Ray cluster answers there"), ("ray://head", "expected HOST:PORT")):
+        done = run_ddad("sweep", "digits", "--address", address, *TINY, "tracking.uri=none", cwd=workplace)
+        assert (done.returncode, done.stdout) == (2, "")
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("ddad: --address ") and reason in line
+    assert sorted(workplace.iterdir()) == before
