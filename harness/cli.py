@@ -158,6 +158,80 @@ def export(
 
 
 @app.command()
+def compare(
+    sources: Annotated[list[str], typer.Argument(help="Run folders, sweep folders, or mlflow:EXPERIMENT.")],
+    uri: Annotated[str, typer.Option(help="The MLflow tracking URI.")] = "sqlite:///mlflow.db",
+    kind: Annotated[
+        str | None, typer.Option("--format", help="terminal, markdown or csv; default as --output is named.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="A file for the table, such as table.md.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="A file for a figure, such as figure.png.")] = None,
+) -> None:
+    """Show what runs differ in and what came of it: a table over seeds, a figure."""
+    from harness import compare as comparing
+    from harness import files, plots, runs, tables
+
+    form = tables.form(kind, output)
+    if figure:
+        plots.check(figure)
+    found = comparing.compare(*runs.read(sources, uri, _say), _say)
+    if figure:
+        plots.draw(found, figure)
+        _say(f"the figure is {figure}")
+    if output:
+        files.write(output, form(found) + "\n")
+        _say(f"the table is {output}")
+    else:
+        print(form(found))
+
+
+@app.command()
+def sweep(
+    words: Words = None,
+    config: ConfigFile = None,
+    space: Annotated[
+        str, typer.Option(help="loss_weights, turns, everything, or a YAML file of distributions.")
+    ] = "loss_weights",
+    trials: Annotated[int | None, typer.Option(help="Trials; default 16, or all points of a grid.")] = None,
+    output: Annotated[Path | None, typer.Option(help="The sweep's folder; default sweeps/<recipe>-<hash>.")] = None,
+    objective: Annotated[
+        str, typer.Option(help="agreement (data-free), or the task's metric on real data, an oracle: accuracy or miou.")
+    ] = "agreement",
+    searcher: Annotated[str | None, typer.Option(help="optuna (default), random or grid.")] = None,
+    scheduler: Annotated[str, typer.Option(help="asha, none, or pbt over weights.")] = "asha",
+    total_rounds: Annotated[int | None, typer.Option(help="Rounds of all trials together, then no more.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Minutes of this invocation, then no more.")] = None,
+    cpus: Annotated[float, typer.Option(help="CPUs of a trial; may be a fraction.")] = 1.0,
+    gpus: Annotated[float, typer.Option(help="GPUs of a trial; may be a fraction.")] = 0.0,
+    parallel: Annotated[int | None, typer.Option(help="Trials at a time; default as many as fit.")] = None,
+    address: Annotated[str | None, typer.Option(help="A Ray cluster that runs; default one of this machine's.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a sweep that was ended; finished stays.")] = False,
+    retrain: Annotated[
+        str | None, typer.Option(help="Seeds, such as 0-4 or 0,7: repeat the best and the defaults over them.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Search a recipe's settings with Ray Tune, without data; ends with the best configuration in best.yaml."""
+    import importlib
+
+    recipe, file, overrides = _read(words, config)
+    plans = importlib.import_module("tune.plan")  # harness does not import what builds on it
+    plan = plans.make(
+        (recipe, file, overrides), output, space=space, trials=trials, objective=objective, searcher=searcher,
+        scheduler=scheduler, total_rounds=total_rounds, minutes=minutes, cpus=cpus, gpus=gpus, parallel=parallel,
+        address=address,
+    )  # fmt: skip
+    seeds = plans.seeds(retrain)
+    plans.check(plan)
+    try:
+        found = importlib.import_module("tune.sweep").sweep(plan, resume, seeds, _say)
+    except KeyboardInterrupt:
+        _say(f"stopped: the same command with --resume goes on in {plan.folder}")
+        raise typer.Exit(130) from None
+    _print(found, as_json, lambda _: [(plan.folder / "report.md").read_text(), f"best: {plan.folder / 'best.yaml'}"])
+
+
+@app.command()
 def recipes() -> None:
     """List the recipes."""
     from harness import task
@@ -214,10 +288,17 @@ class _Signals:
 def _resolve(words: list[str] | None, file: Path | None) -> Config:
     from harness import resolve
 
+    return resolve.resolve(*_read(words, file))
+
+
+def _read(words: list[str] | None, file: Path | None) -> tuple[str | None, dict[str, Any] | None, dict[str, Any]]:
+    """Recipe, content of the file and overrides, as `harness.resolve.resolve` takes them."""
+    from harness import resolve
+
     words = words or []
     recipe = words[0] if words and "=" not in words[0] else None
     overrides = resolve.read_overrides(words[1:] if recipe else words)
-    return resolve.resolve(recipe, resolve.read_file(file) if file else None, overrides)
+    return recipe, resolve.read_file(file) if file else None, overrides
 
 
 def _follow(reports: Iterable[Report]) -> Report | None:

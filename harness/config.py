@@ -193,6 +193,10 @@ class Tracking:
     """An MLflow tracking URI; "none" records in the run folder alone."""
     experiment: str = "ddad"
     """The MLflow experiment."""
+    parent: str | None = None
+    """The MLflow run that this one is a child of, such as a sweep's; null: none."""
+    model: bool = True
+    """Log the student as an MLflow model at the end."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from harness import building, checkpoint, folder, images, methods, networks, teaching
 from harness import task as tasks
 from harness.config import Config, Tracking
@@ -30,6 +32,9 @@ from harness.terms import Terms
 from harness.tracking import Status
 
 RESULT_SCHEMA = 1
+
+Judge = Callable[[nn.Module], dict[str, float]]
+"""Figures of a student, by the names they have in the metrics."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +75,13 @@ def rounds(
     output: Path | None = None,
     stop: Callable[[], str | None] = lambda: None,
     warn: Callable[[str], None] = lambda line: None,
-) -> Iterator[Report]:
+    judge: Judge = lambda student: {},
+) -> Generator[Report, None, None]:
     """The run, a Report every `log_every` rounds; resumes from `output` if it was begun there.
 
     `stop` is asked after every round: a reason ends the run with a checkpoint. `warn` takes sentences for people.
-    Closing the iterator early leaves the last checkpoint, from which the next call goes on.
+    `judge` adds figures of the student, such as a sweep's own, wherever an evaluation is due. Closing the iterator
+    early leaves the last checkpoint, from which the next call goes on.
     """
     path = output or folder.default(config)
     runtime = Runtime(config)
@@ -101,11 +108,11 @@ def rounds(
         status: Status = "FAILED"
         result = None
         try:
-            report = yield from _train(machine, record, state, stop)
+            report = yield from _train(machine, record, state, stop, judge)
             if report.stopped:
                 status = "KILLED"
             else:
-                result, status = _finish(machine, record, report), "FINISHED"
+                result, status = _finish(machine, record, report, judge), "FINISHED"
         except GeneratorExit:
             status = "KILLED"
             raise
@@ -162,7 +169,7 @@ def _rehearse(config: Config) -> None:
 
 
 def _train(
-    machine: Machine, record: Record, state: dict[str, Any], stop: Callable[[], str | None]
+    machine: Machine, record: Record, state: dict[str, Any], stop: Callable[[], str | None], judge: Judge
 ) -> Generator[Report, None, Report]:
     """All rounds that are left, each with what is due after it; returns where the run stands."""
     config, start, began = machine.config, state["round"], time.monotonic()
@@ -182,7 +189,7 @@ def _train(
             late = config.max_minutes is not None and elapsed > 60 * config.max_minutes
             wish = stop() or (f"max_minutes={config.max_minutes:g} is over" if late and not last else None)
             stopped = (wish or "another process was asked to") if machine.runtime.stopping(bool(wish)) else None
-            values = _due(machine, done, terms)
+            values = _due(machine, done, terms, judge)
             seconds, speed = state["seconds"] + elapsed, (done - start) / elapsed
             report = Report(done, config.rounds, seconds, speed, values, record.path)
             if values:
@@ -208,14 +215,15 @@ def _train(
     return report
 
 
-def _due(machine: Machine, done: int, terms: Sequence[tuple[str, Terms]]) -> dict[str, float]:
+def _due(machine: Machine, done: int, terms: Sequence[tuple[str, Terms]], judge: Judge) -> dict[str, float]:
     """What is reported after a round: its losses every `log_every`, evaluations every `evaluate_every`."""
     config, values = machine.config, {}
     if done % config.log_every == 0 or done == config.rounds:
         machine.health.verify()
         values = latest(terms) | machine.runtime.system()
     if config.evaluate_every and done % config.evaluate_every == 0 and done < config.rounds:
-        values |= _evaluation(config, _measure(machine.config, machine.networks()))
+        now = machine.networks()
+        values |= _evaluation(config, _measure(config, now)) | judge(now.student)
     return values
 
 
@@ -231,11 +239,11 @@ def _evaluation(config: Config, scores: Scores) -> dict[str, float]:
     return {f"evaluation/{name}": value for name, value in found.items() if value is not None}
 
 
-def _finish(machine: Machine, record: Record, report: Report) -> dict[str, Any]:
+def _finish(machine: Machine, record: Record, report: Report, judge: Judge) -> dict[str, Any]:
     """Scores the final state, writes the student and the pictures; returns the content of result.json."""
     config, last = machine.config, machine.networks()
     scores = _measure(config, last)
-    record.row(report.round, report.seconds, _evaluation(config, scores))
+    record.row(report.round, report.seconds, _evaluation(config, scores) | judge(last.student))
     spec = config.student
     own_file = networks.source_file(spec.network)
     about = {

@@ -100,8 +100,9 @@ class Record:
             self.warn("matplotlib is not installed: no curves.png was drawn")
 
     def model(self, networks: Networks) -> None:
-        """The student into MLflow."""
-        self.experiment.model(networks.student, config_module.image_shape(self.config))
+        """The student into MLflow, unless `tracking.model` is off."""
+        if self.config.tracking.model:
+            self.experiment.model(networks.student, config_module.image_shape(self.config))
 
     def close(self, status: tracking.Status) -> None:
         """Ends the record; the run folder is complete without it."""

@@ -30,7 +30,7 @@ from urllib.parse import urlsplit
 
 from harness import files, log
 from harness.config import Config
-from harness.errors import UserError
+from harness.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -106,14 +106,20 @@ class Experiment:
         self._uri, self._public_uri = _absolute(config.tracking.uri), public(config.tracking.uri)
         self._experiment = config.tracking.experiment
         named = {name: getattr(config, name) for name in ("recipe", "method", "variant", "seed")}
+        named["mlflow.parentRunId"] = config.tracking.parent
         self._tags = {key: _fit(value, MAX_TAG) for key, value in {**named, **tags}.items() if value is not None}
         self._calls: queue.SimpleQueue[Callable[[_Store], object]] = queue.SimpleQueue()
         self._closing, self._off = threading.Event(), config.tracking.uri == OFF
         self._status: Status = "FINISHED"
+        self._run_id: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         # A daemon: a store that hangs must not keep the process alive.
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         if not self._off:
             self._thread.start()
+
+    def run_id(self) -> str | None:
+        """The MLflow run, once the store has answered; None where there is none. To be asked once; takes seconds."""
+        return None if self._off else self._run_id.get()
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Parameters as dotted paths (`harness.config.flat`); those of a resumed run stay as they first were."""
@@ -151,6 +157,20 @@ class Experiment:
 
         self._put(log)
 
+    def register(self, module: nn.Module, shape: tuple[int, int, int], name: str, tags: Mapping[str, Any]) -> None:
+        """As `model`, and that model as a version of the registered model `name`, with tags, once for each run."""
+        if self._off:
+            return
+        snapshot = copy.deepcopy(module).cpu().eval()
+
+        def register(store: _Store) -> None:
+            try:
+                _register(store, _log_model(store, snapshot, shape), name, tags)
+            except Exception as error:  # torch.export cannot follow every network
+                self._warn(f"MLflow's registry does not hold the student ({_reason(error, self._uri)})")
+
+        self._put(register)
+
     def close(self, status: Status) -> None:
         """Sends everything and ends the MLflow run with `status`; gives up after PATIENCE, with a warning."""
         if self._off:
@@ -169,6 +189,7 @@ class Experiment:
         """The background thread: opens the store, then every few seconds does what was asked, in order."""
         try:
             store = self._open()
+            self._run_id.put(store.run_id)
             ending = False
             while not ending:
                 ending = self._closing.wait(FLUSH_SECONDS)
@@ -178,6 +199,7 @@ class Experiment:
             store.client.set_terminated(store.run_id, self._status)
         except Exception as error:  # whatever MLflow raises, the run goes on
             self._fail(_reason(error, self._uri))
+            self._run_id.put(None)
 
     def _open(self) -> _Store:
         """The MLflow run that mlflow.json names, or a new one, brought up to metrics.jsonl."""
@@ -198,6 +220,49 @@ class Experiment:
         if not self._off:
             self._off = True
             self._warn(f"MLflow at {self._public_uri} does not record this run ({reason}); metrics.jsonl does")
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A run as a store holds it."""
+
+    name: str
+    status: str
+    params: dict[str, str]
+    tags: dict[str, str]
+    metrics: dict[str, list[tuple[int, float]]]
+    """(round, value) of the evaluations and of `rounds_per_second`, in order of rounds."""
+
+
+def recorded(uri: str, experiment: str) -> list[Recorded]:
+    """The runs of an experiment, oldest first; makes no store. UserError where there is none, or no such experiment."""
+    absolute, name = _absolute(uri), public(uri)
+    database = _database(absolute)
+    if uri == OFF or (database and not database.exists()):
+        raise UserError(f"no MLflow store at {database or name}: name one with --uri, such as sqlite:///mlflow.db")
+    try:
+        client = _connect(absolute)
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            known = sorted(each.name for each in client.search_experiments())
+            raise UserError(f"the MLflow store {name} has no experiment {experiment!r}{nearest(experiment, known)}")
+        runs: list[Any] = []
+        token = None
+        while token != "":
+            page = client.search_runs([found.experiment_id], order_by=["attributes.start_time"], page_token=token)
+            runs, token = [*runs, *page], page.token or ""
+        return [_read_run(client, run) for run in runs]
+    except UserError:
+        raise
+    except Exception as error:  # whatever MLflow raises
+        raise UserError(f"the MLflow store {name} cannot be read ({_reason(error, absolute)})") from None
+
+
+def _read_run(client: MlflowClient, run: Any) -> Recorded:
+    wanted = [name for name in run.data.metrics if name.startswith("evaluation/") or name == "rounds_per_second"]
+    histories = {name: client.get_metric_history(run.info.run_id, name) for name in wanted}
+    metrics = {name: sorted((point.step, point.value) for point in points) for name, points in histories.items()}
+    return Recorded(run.info.run_name, run.info.status, dict(run.data.params), dict(run.data.tags), metrics)
 
 
 def ui(uri: str, host: str = "127.0.0.1", port: int = 5000) -> NoReturn:
@@ -239,6 +304,20 @@ def check(uri: str) -> str:
         return f"{name} works ({num_experiments} experiment{'s' * (num_experiments != 1)})"
     except Exception as error:  # whatever MLflow raises is what the user asks about
         return f"{name} does not work here ({_reason(error, absolute)}): runs record in their own folder alone"
+
+
+def require(uri: str) -> None:
+    """UserError, within seconds, where the store at `uri` does not answer; an sqlite one that is missing is made."""
+    if uri == OFF:
+        return
+    absolute = _absolute(uri)
+    try:
+        _connect(absolute)
+    except Exception as error:  # whatever MLflow raises
+        raise UserError(
+            f"MLflow at {public(uri)} cannot be used ({_reason(error, absolute)}): start it, name another "
+            f"tracking.uri, or record in the folders alone with tracking.uri={OFF}"
+        ) from None
 
 
 def public(uri: str) -> str:
@@ -342,13 +421,27 @@ def _log_params(store: _Store, texts: Mapping[str, str]) -> None:
     store.params.update(texts)
 
 
-def _log_model(store: _Store, module: nn.Module, shape: tuple[int, int, int]) -> None:
-    """Logs `module` for float images [-1, C, H, W], unless an earlier end of this run did."""
+def _register(store: _Store, model_id: str, name: str, tags: Mapping[str, Any]) -> None:
+    from mlflow.exceptions import MlflowException
+
+    client = store.client
+    try:
+        client.create_registered_model(name)
+    except MlflowException:  # unless it is there already, the next call says what is wrong
+        client.get_registered_model(name)
+    if any(version.run_id == store.run_id for version in client.search_model_versions(f"name='{name}'")):
+        return
+    texts = {key: _fit(value, MAX_TAG) for key, value in tags.items()}
+    client.create_model_version(name, f"models:/{model_id}", store.run_id, texts, model_id=model_id)
+
+
+def _log_model(store: _Store, module: nn.Module, shape: tuple[int, int, int]) -> str:
+    """Logs `module` for float images [-1, C, H, W], unless an earlier end of this run did; returns the model's id."""
     import torch
 
     earlier = store.client.get_run(store.run_id).outputs
     if earlier and earlier.model_outputs:
-        return
+        return str(earlier.model_outputs[0].model_id)
     with _quiet(), torch.no_grad(), tempfile.TemporaryDirectory() as folder:
         import mlflow.pytorch
         from mlflow.entities import LoggedModelOutput, LoggedModelStatus
@@ -373,6 +466,7 @@ def _log_model(store: _Store, module: nn.Module, shape: tuple[int, int, int]) ->
             store.client.finalize_logged_model(logged.model_id, status)
         step = max(store.last.values(), default=0)
         store.client.log_outputs(store.run_id, [LoggedModelOutput(logged.model_id, step)])
+        return str(logged.model_id)
 
 
 @contextmanager

@@ -1,0 +1,268 @@
+"""`ddad sweep` with real Ray, recorded on a real MLflow server on loopback; and what it refuses before it begins."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import resolve
+from tests import helpers
+from tests.end_to_end.conftest import CPU, Ddad, copy_teacher, sha256
+from tests.helpers import environment
+
+PATIENCE = 1500.0
+"""Seconds a sweep may take before it counts as hung: Ray starts several processes, and others may use the machine."""
+
+pytestmark = pytest.mark.timeout(2 * PATIENCE)
+
+TINY = ("rounds=16", "batch_size=32", "student.network=cnn4", "generator.width=8", "pictures=false")
+"""A trial of seconds, with 8 judgements."""
+
+RATES = "student.lr: {choice: [0.1, 1e-7, 1e30, 0.05]}\n"
+"""One that learns, one that does not, one whose loss is no number, one that learns."""
+
+
+def run_ddad(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """`ddad WORDS` as a process, to its end."""
+    return helpers.run_ddad(*words, cwd=cwd, env=CPU, timeout=PATIENCE)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of an `mlflow server` of this module's own."""
+    place = tmp_path_factory.mktemp("server")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = ["--backend-store-uri", f"sqlite:///{place}/mlflow.db", "--artifacts-destination", str(place / "artifacts")]
+    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with (place / "log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1", *words],
+            env=environment(quiet), cwd=place, stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+    try:
+        end = time.monotonic() + 300
+        while True:
+            with socket.socket() as ask:
+                if ask.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            assert process.poll() is None and time.monotonic() < end, (place / "log").read_text()
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@dataclass(frozen=True)
+class Swept:
+    place: Path
+    uri: str
+    done: subprocess.CompletedProcess[str]
+
+    @property
+    def folder(self) -> Path:
+        return self.place / "sweep"
+
+    @property
+    def entries(self) -> dict[float, dict[str, Any]]:
+        """What became of the trials, by their learning rates."""
+        content = json.loads((self.folder / "trials.json").read_text())
+        return {row["sample"]["student.lr"]: row for row in content["trials"]}
+
+    def run(self, folder: str) -> Any:
+        """The MLflow run of a run folder."""
+        from mlflow import MlflowClient
+
+        note = json.loads((self.folder / folder / "mlflow.json").read_text())
+        return MlflowClient(self.uri).get_run(note["run_id"])
+
+    def artifacts(self, run: Any, folder: str) -> list[str]:
+        from mlflow import MlflowClient
+
+        return sorted(Path(each.path).name for each in MlflowClient(self.uri).list_artifacts(run.info.run_id, folder))
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory, taught: tuple[Path, object], server: str) -> Swept:
+    """A grid of four trials under ASHA, one after the other; the best and the defaults repeated over two seeds."""
+    place = tmp_path_factory.mktemp("swept")
+    copy_teacher(taught[0], place)
+    (place / "rates.yaml").write_text(RATES)
+    done = run_ddad(
+        "sweep", "digits", "--space", "rates.yaml", "--searcher", "grid", "--parallel", "1", "--output", "sweep",
+        "--retrain", "0-1", *TINY, f"tracking.uri={server}", cwd=place,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return Swept(place, server, done)
+
+
+@pytest.mark.slow
+def test_each_trial_ends_as_what_happened_to_it(swept: Swept) -> None:
+    entries = swept.entries
+    assert set(entries) == {0.1, 1e-7, 1e30, 0.05}
+    assert entries[0.1]["outcome"] == "finished"
+    assert entries[0.1]["student_updates"] == 80
+    assert entries[1e-7]["outcome"] == "pruned"
+    assert 0 < entries[1e-7]["student_updates"] < 80
+    assert entries[1e30]["outcome"] == "failed"
+    assert "is not finite" in entries[1e30]["error"]
+    for row in entries.values():
+        assert (swept.folder / row["folder"] / "result.json").exists() == (row["outcome"] == "finished")
+
+
+@pytest.mark.slow
+def test_mlflow_holds_the_tree_with_statuses_and_curves(swept: Swept) -> None:
+    parent = swept.run(".")
+    assert parent.info.status == "FINISHED"
+    assert parent.data.tags["objective"] == "agreement on the probe (data-free)"
+    assert parent.data.tags["probe_sha256"] == sha256(swept.folder / "probe" / "probe.safetensors")
+    assert json.loads(parent.data.params["space.student.lr"]) == {"choice": [0.1, 1e-7, 1e30, 0.05]}
+    expected = {"finished": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
+    for row in swept.entries.values():
+        run = swept.run(row["folder"])
+        assert run.info.status == expected[row["outcome"]]
+        assert run.data.tags["outcome"] == row["outcome"]
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert float(run.data.params["student.lr"]) == row["sample"]["student.lr"]
+        assert ("error" in run.data.tags) == (row["outcome"] == "failed")
+    from mlflow import MlflowClient
+
+    best = swept.run(json.loads((swept.folder / "report.json").read_text())["best"]["folder"])
+    points = MlflowClient(swept.uri).get_metric_history(best.info.run_id, "evaluation/probe_agreement")
+    assert sorted(point.step for point in points) == [2, 4, 6, 8, 10, 12, 14, 16]
+    assert swept.run("default").data.tags["mlflow.parentRunId"] == parent.info.run_id
+
+
+@pytest.mark.slow
+def test_the_report_is_on_the_parent_and_pictures_and_a_registered_model_on_the_best(swept: Swept) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(swept.uri)
+    parent, found = swept.run("."), json.loads((swept.folder / "report.json").read_text())
+    assert swept.artifacts(parent, "report") == ["best.yaml", "parallel.png", "report.md", "trials.csv"]
+    best = swept.run(found["best"]["folder"])
+    assert swept.artifacts(best, "best") == ["curves.png", "samples.png"]
+    (version,) = client.search_model_versions("name='ddad-digits'")
+    assert version.run_id == best.info.run_id
+    assert version.tags["sweep_run"] == parent.info.run_id
+    assert version.tags["probe_sha256"] == parent.data.tags["probe_sha256"]
+    assert version.tags["teacher_sha256"] == sha256(swept.place / "teachers" / "digits-cnn32.safetensors")
+    for row in swept.entries.values():
+        logged = swept.run(row["folder"]).outputs
+        assert bool(logged and logged.model_outputs) == (row["id"] == found["best"]["id"])
+
+
+@pytest.mark.slow
+def test_the_registered_model_answers_like_the_best_student(swept: Swept) -> None:
+    import mlflow.pytorch
+    import torch
+
+    from harness.export import load_student
+
+    found = json.loads((swept.folder / "report.json").read_text())
+    student, _ = load_student(swept.folder / found["best"]["folder"])
+    mlflow.set_tracking_uri(swept.uri)
+    x = torch.randn(5, 1, 8, 8)
+    model = mlflow.pytorch.load_model("models:/ddad-digits/1")
+    torch.testing.assert_close(model(x), student(x))
+
+
+@pytest.mark.slow
+def test_the_command_prints_the_table_and_the_repetitions(swept: Swept) -> None:
+    out = swept.done.stdout
+    assert "probe agreement (objective)" in out and "oracle: accuracy" in out
+    assert "| best | 2 |" in out and "| default | 2 |" in out
+    assert out.rstrip().endswith(f"best: {swept.folder / 'best.yaml'}")
+    assert "trial 1 of 4" in swept.done.stderr
+    found = json.loads((swept.folder / "report.json").read_text())["repetitions"]
+    assert {kind: scores["oracle"]["n"] for kind, scores in found.items()} == {"best": 2, "default": 2}
+
+
+@pytest.mark.slow
+def test_the_best_is_a_configuration_that_distill_takes(
+    swept: Swept, ddad: Ddad, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(swept.place)
+    found = json.loads((swept.folder / "report.json").read_text())
+    config = resolve.resolve(None, resolve.read_file(swept.folder / "best.yaml"))
+    assert config.student.lr == found["best"]["sample"]["student.lr"]
+    assert config.tracking.parent is None
+    said = ddad("distill", "--config", "sweep/best.yaml", "--output", "again", "tracking.uri=none")
+    assert said.code == 0, said
+    trial = swept.folder / found["best"]["folder"]
+    assert sha256(Path("again/student.safetensors")) == sha256(trial / "student.safetensors")
+
+
+@pytest.mark.slow
+def test_the_same_command_is_refused_and_with_resume_repeats_nothing(swept: Swept) -> None:
+    command = ("sweep", "digits", "--space", "rates.yaml", "--searcher", "grid", "--parallel", "1", "--output", "sweep",
+               *TINY, f"tracking.uri={swept.uri}")  # fmt: skip
+    refused = run_ddad(*command, cwd=swept.place)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr.strip().endswith("holds this sweep already: --resume continues it, or give another --output")
+    before = (swept.folder / "trials.json").read_bytes()
+    again = run_ddad(*command, "--resume", cwd=swept.place)
+    assert again.returncode == 0, again.stderr
+    assert (swept.folder / "trials.json").read_bytes() == before
+    assert "trial " not in again.stderr
+
+
+def test_what_does_not_fit_is_refused_before_anything_starts(
+    workplace: Path, ddad: Ddad, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (workplace / "bad.yaml").write_text("student.lrr: {uniform: [0, 1]}")
+    (workplace / "steps.yaml").write_text("student_steps: {uniform: [1, 10]}")
+    sweep = ("sweep", "digits", *TINY)
+    before = sorted(workplace.iterdir())
+    assert "unknown path 'student.lrr'" in ddad(*sweep, "--space", "bad.yaml").complaint()
+    assert "expected a whole number" in ddad(*sweep, "--space", "steps.yaml").complaint()
+    assert "no such space; did you mean 'turns'" in ddad(*sweep, "--space", "turn").complaint()
+    assert "unknown recipe 'digit'" in ddad("sweep", "digit").complaint()
+    assert "--retrain '4-0': expected seeds" in ddad(*sweep, "--retrain", "4-0").complaint()
+    assert "--objective 'miou': expected one of agreement, accuracy" in ddad(*sweep, "--objective", "miou").complaint()
+    assert sorted(workplace.iterdir()) == before
+
+
+def test_a_server_that_does_not_answer_is_refused_before_any_trial(workplace: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    before = sorted(workplace.iterdir())
+    done = run_ddad("sweep", "digits", *TINY, f"tracking.uri=http://user:secret@127.0.0.1:{port}", cwd=workplace)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"ddad: MLflow at http://127.0.0.1:{port} cannot be used (no answer)")
+    assert "secret" not in line
+    assert sorted(workplace.iterdir()) == before
+
+
+@pytest.mark.slow
+def test_resources_that_there_are_not_are_a_sentence(workplace: Path) -> None:
+    done = run_ddad("sweep", "digits", "--cpus", "4000", *TINY, "tracking.uri=none", cwd=workplace)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("ddad: a trial asks for 4000 CPUs and 0 GPUs on one node; there are ")
+    assert not (workplace / "sweeps").exists()
+
+
+def test_a_cluster_that_is_not_there_is_a_sentence(workplace: Path) -> None:
+    before = sorted(workplace.iterdir())
+    for address, reason in (("127.0.0.1:1", "no Ray cluster answers there"), ("ray://head", "expected HOST:PORT")):
+        done = run_ddad("sweep", "digits", "--address", address, *TINY, "tracking.uri=none", cwd=workplace)
+        assert (done.returncode, done.stdout) == (2, "")
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("ddad: --address ") and reason in line
+    assert sorted(workplace.iterdir()) == before

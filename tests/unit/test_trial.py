@@ -1,0 +1,329 @@
+"""A sweep without Ray: its plan, the probe, one trial, a population's lineage, and what is read out of the folders."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from harness import distill, resolve
+from harness import folder as run_folder
+from harness.config import flat
+from harness.errors import UserError
+from tune import journal, plan, probe, report, spaces, trial
+from tune.journal import Entry
+from tune.plan import PROBE, Plan
+from tune.trial import Origin, Standing
+
+OVER: dict[str, Any] = {
+    "rounds": 8,
+    "batch_size": 16,
+    "teacher": {"network": "cnn8", "checkpoint": "untrained"},
+    "student": {"network": "cnn4"},
+    "generator": {"width": 8, "latent_size": 8},
+    "tracking": {"uri": "none"},
+    "pictures": False,
+}
+SAMPLE = {"weights.adversarial": 2.0, "weights.one_hot": 0.1}
+
+
+def a_plan(folder: Path, **fields: Any) -> Plan:
+    known: dict[str, Any] = {"space": spaces.find("loss_weights"), "trials": 4, "place": folder, **fields}
+    return Plan("digits", None, known.pop("overrides", OVER), folder=folder / "sweep", **known)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    """A plan whose probe is made."""
+    prepared = a_plan(tmp_path_factory.mktemp("prepared"))
+    trial.default(prepared)
+    return prepared
+
+
+@pytest.fixture(scope="module")
+def whole(prepared: Plan) -> list[Standing]:
+    """A trial that nothing interrupted."""
+    return list(trial.run(prepared, "whole", SAMPLE))
+
+
+def weights(folder: str | Path) -> dict[str, Tensor]:
+    return load_file(Path(folder) / "student.safetensors")
+
+
+def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_the_probe_is_made_at_four_times_of_the_default_run_and_kept(prepared: Plan) -> None:
+    account = json.loads((prepared.probe_file.parent / "probe.json").read_text())
+    found = probe.load(prepared.probe_file)
+    assert account["rounds"] == [1, 2, 4, 8]
+    assert account["sha256"] == found.sha256
+    assert found.images.shape == (account["images"], 1, 8, 8)
+    assert torch.bincount(found.answers.long(), minlength=10).tolist() == account["images_by_class"]
+    assert max(account["images_by_class"]) <= 4 * (probe.NUM_IMAGES // 4 // 10)
+    before = prepared.probe_file.stat().st_mtime_ns
+    trial.default(prepared)
+    assert prepared.probe_file.stat().st_mtime_ns == before
+    assert sorted(path.name for path in prepared.probe_file.parent.iterdir()) == ["probe.json", "probe.safetensors"]
+
+
+def test_the_probe_holds_what_the_default_runs_generator_shows_and_the_teacher_says(prepared: Plan) -> None:
+    config = prepared.base
+    last = probe.last_checkpoint(prepared.default_folder)
+    assert last is not None and last.name == "round-00000008.safetensors"
+    candidates = next(probe.generated(config, last, "probe", 8))
+    found = probe.load(prepared.probe_file)
+    kept = [bool((found.images == image).all((1, 2, 3)).any()) for image in candidates]
+    assert all(kept), "the first batch is within every class's share"
+
+
+def test_stages_fall_on_checkpoints() -> None:
+    for rounds in (1, 7, 16, 240, 241, 40_000):
+        found = probe.stages(rounds)
+        assert max(found) == rounds
+        assert all(stage % probe.interval(rounds) == 0 for stage in found if stage < rounds)
+    assert probe.stages(240) == {24: 0.1, 60: 0.25, 120: 0.5, 240: 1.0}
+
+
+def test_a_probe_that_was_changed_is_refused(prepared: Plan, tmp_path: Path) -> None:
+    for name in ("probe.json", "probe.safetensors"):
+        (tmp_path / name).write_bytes(prepared.probe_file.with_name(name).read_bytes())
+    content = load_file(tmp_path / "probe.safetensors")
+    save_file({**content, "images": content["images"] + 1}, tmp_path / "probe.safetensors")
+    with pytest.raises(UserError, match="is not the probe this sweep began with"):
+        probe.load(tmp_path / "probe.safetensors")
+
+
+class Says(nn.Module):
+    """Names the class that is written in the first pixel; logits [B, 3], or a map of it."""
+
+    def __init__(self, is_map: bool) -> None:
+        super().__init__()
+        self.scale, self.is_map = nn.Parameter(torch.ones(())), is_map
+
+    def forward(self, x: Tensor) -> Tensor:
+        named = x[:, 0].long() if self.is_map else x[:, 0, 0, 0].long()
+        logits = nn.functional.one_hot(named, 3).float() * self.scale
+        return logits.movedim(-1, 1)
+
+
+def test_agreement_is_the_mean_over_the_teachers_classes() -> None:
+    said = torch.tensor([0, 0, 0, 1, 1])
+    answers = torch.tensor([0, 0, 0, 0, 1], dtype=torch.int16)  # 3 of 4 and 1 of 1
+    images = said[:, None, None, None].expand(5, 1, 2, 2).float()
+    for size in (2, 5):
+        assert probe.judge(probe.Probe(images, answers, ""), size)(Says(False)) == pytest.approx((3 / 4 + 1) / 2)
+    maps = torch.tensor([[[0, 0], [1, 2]]], dtype=torch.int16)  # of class 0: both; of 1: none; of 2: none
+    shown = torch.zeros(1, 1, 2, 2)
+    assert probe.judge(probe.Probe(shown, maps, ""), 1)(Says(True)) == pytest.approx(1 / 3)
+
+
+def test_a_trial_stands_eight_times_and_holds_what_it_said(prepared: Plan, whole: list[Standing]) -> None:
+    assert [one.round for one in whole] == list(range(1, 9))
+    assert [one.student_updates for one in whole] == [5 * one.round for one in whole]
+    assert [one.outcome for one in whole] == [None] * 7 + ["finished"]
+    assert all(one.objective == one.agreement and one.oracle is not None for one in whole)
+    config, _ = run_folder.read_config(Path(whole[-1].folder))
+    assert flat(config)["weights.adversarial"] == 2.0
+    assert (config.tracking.model, config.pictures) == (False, False)
+    judged = probe.judge(probe.load(prepared.probe_file), 16)
+    assert judged(trial.student(config, Path(whole[-1].folder))) == whole[-1].agreement
+
+
+def test_a_trial_that_was_cut_off_goes_on_to_the_same_end(prepared: Plan, whole: list[Standing]) -> None:
+    cut = trial.run(prepared, "cut", SAMPLE)
+    assert [next(cut) for _ in range(3)] == [
+        dataclasses.replace(one, folder=one.folder.replace("whole", "cut")) for one in whole[:3]
+    ]
+    cut.close()
+    rest = list(trial.run(prepared, "cut", SAMPLE))
+    assert [one.round for one in rest] == [4, 5, 6, 7, 8]
+    assert [one.agreement for one in rest] == [one.agreement for one in whole[3:]]
+    assert equal(weights(rest[-1].folder), weights(whole[-1].folder))
+    (again,) = trial.run(prepared, "cut", SAMPLE)
+    assert again == rest[-1]
+
+
+def test_trials_of_other_turns_have_as_many_student_updates(prepared: Plan) -> None:
+    base = plan.budget(prepared.base)
+    assert base == 40
+    for steps in (1, 2, 10):
+        config = plan.configuration(prepared, {"student_steps": steps})
+        assert (config.student_steps, plan.budget(config)) == (steps, base)
+    assert plan.budget(plan.configuration(prepared, {"student_steps": 3})) == 42
+    assert plan.configuration(prepared, {"discrepancy": "kl"}).student_discrepancy == "kl"
+
+
+@pytest.mark.parametrize(
+    ("sample", "error"),
+    [
+        ({"student.lr": 1e30}, "is not finite"),
+        ({"generator.network": "dcgan"}, "16"),
+    ],
+)
+def test_a_trial_that_fails_says_why_and_scores_least(prepared: Plan, sample: dict[str, Any], error: str) -> None:
+    *_, last = trial.run(prepared, f"bad-{next(iter(sample))}", sample)
+    assert (last.outcome, last.objective) == ("failed", 0.0)
+    assert error in (last.error or "")
+
+
+def test_a_population_takes_over_a_state_and_records_the_schedule(prepared: Plan, whole: list[Standing]) -> None:
+    population = dataclasses.replace(prepared, scheduler="pbt", folder=prepared.folder)
+    donor = trial.run(population, "donor", SAMPLE)
+    for _ in range(4):
+        standing = next(donor)
+    donor.close()
+    changed = {**SAMPLE, "weights.adversarial": 3.0}
+    branch = list(trial.run(population, "taker", changed, Origin(standing.folder, standing.round)))
+    config, _ = run_folder.read_config(Path(branch[-1].folder))
+    assert config.weights.adversarial == [[0, 2.0], [4, 3.0]]
+    assert config.weights.one_hot == 0.1
+    assert [one.round for one in branch] == [5, 6, 7, 8]
+    assert Path(branch[-1].folder).name.startswith("taker-")
+    over = {**OVER, "weights": {"adversarial": [[0, 2.0], [4, 3.0]], "one_hot": 0.1}}
+    distill.distill(resolve.resolve("digits", None, over), prepared.folder / "again")
+    assert equal(weights(branch[-1].folder), weights(prepared.folder / "again"))
+    assert not equal(weights(branch[-1].folder), weights(whole[-1].folder))
+    again = list(trial.run(population, "taker", changed, Origin(branch[1].folder, branch[1].round)))
+    assert again[-1] == branch[-1], "its own state, with the values it has already, is no new branch"
+
+
+def test_schedules_replace_what_never_came_to_pass() -> None:
+    assert trial._schedule(1.0, 1.0, 5) == 1.0
+    assert trial._schedule(1.0, 2.0, 5) == [[0, 1.0], [5, 2.0]]
+    assert trial._schedule([[0, 1.0], [5, 2.0]], 3.0, 5) == [[0, 1.0], [5, 3.0]]
+    assert trial._schedule([[0, 1.0], [5, 2.0]], 3.0, 7) == [[0, 1.0], [5, 2.0], [7, 3.0]]
+
+
+def refusals() -> Iterator[tuple[dict[str, Any], str]]:
+    yield {"searcher": "hyperband"}, "--searcher 'hyperband': expected one of optuna, random, grid"
+    yield {"scheduler": "ashe"}, "--scheduler 'ashe': expected one of asha, none, pbt"
+    yield {"objective": "miou"}, "--objective 'miou': expected one of agreement, accuracy"
+    yield {"overrides": {**OVER, "method": "kd"}}, "method=kd invents no images to make a probe of"
+    yield (
+        {"overrides": {**OVER, "max_minutes": 3}},
+        "max_minutes=3 ends a run early: the budget of a sweep is --minutes",
+    )
+    yield {"overrides": {**OVER, "weights": {"one_hot": 1}}}, "weights.one_hot is both given and searched"
+    yield {"trials": 0}, "--trials 0: expected a number above 0"
+    yield {"cpus": 0.0}, "--cpus 0: expected a number above 0"
+    yield {"gpus": -1.0}, "--gpus -1: expected at least 0"
+    yield {"searcher": "grid", "trials": 5}, "--trials 5: the grid of this space has 81 points; leave --trials out"
+    pbt = {"scheduler": "pbt", "searcher": "random"}
+    yield (
+        {**pbt, "space": spaces.find("turns")},
+        "pbt changes values during a run, which only weights.* may: not student_",
+    )
+    yield {**pbt, "searcher": "optuna"}, "pbt searches by itself: --searcher random, not optuna"
+    yield {**pbt, "trials": 1}, "--trials 1: a population has at least 2"
+    yield {**pbt, "parallel": 1}, "--parallel: a population takes turns"
+
+
+@pytest.mark.parametrize(("fields", "complaint"), list(refusals()))
+def test_a_plan_that_does_not_fit_together_is_refused(tmp_path: Path, fields: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(UserError) as refusal:
+        plan.check(a_plan(tmp_path, **fields))
+    assert complaint in str(refusal.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_oracle_needs_data_and_is_called_one(tmp_path: Path) -> None:
+    without = {**OVER, "data": {"name": "none"}, "teach": {"automatic": False}}
+    with pytest.raises(UserError, match=r"accuracy is measured on real data, and data\.name=none: use agreement"):
+        plan.check(a_plan(tmp_path, objective="accuracy", overrides=without))
+    with_data = a_plan(tmp_path, objective="accuracy")
+    plan.check(with_data)
+    assert "ORACLE" in with_data.words
+    assert "data-free" in a_plan(tmp_path).words
+
+
+def test_seeds_are_lists_and_ranges() -> None:
+    assert plan.seeds("0-4") == [0, 1, 2, 3, 4]
+    assert plan.seeds("0,7,2-3") == [0, 7, 2, 3]
+    assert plan.seeds(None) == []
+    for text in ("", "x", "4-0", "1,1", "-1"):
+        with pytest.raises(UserError, match="expected seeds such as 0-4"):
+            plan.seeds(text)
+
+
+def test_a_folder_belongs_to_one_sweep(tmp_path: Path) -> None:
+    mine = a_plan(tmp_path)
+    with pytest.raises(UserError, match="--resume: there is no sweep in"):
+        plan.record(mine, resume=True)
+    plan.record(mine, resume=False)
+    with pytest.raises(UserError, match="holds this sweep already: --resume continues it"):
+        plan.record(mine, resume=False)
+    plan.record(dataclasses.replace(mine, minutes=3.0, cpus=2.0), resume=True)
+    with pytest.raises(UserError, match=r"belongs to another sweep \(trials is 4 there, 5 here\)"):
+        plan.record(dataclasses.replace(mine, trials=5), resume=True)
+    other = a_plan(tmp_path, overrides={**OVER, "student": {"network": "cnn4", "lr": 0.2}})
+    with pytest.raises(UserError, match=r"student\.lr is 0\.1 there, 0\.2 here"):
+        plan.record(other, resume=True)
+    foreign = dataclasses.replace(mine, folder=tmp_path)
+    with pytest.raises(UserError, match=r"holds something else \(sweep\): give another --output"):
+        plan.record(foreign, resume=False)
+
+
+def an_entry(name: str, outcome: str, objective: float | None, **fields: Any) -> Entry:
+    given = {"folder": f"trials/{name}", "sample": SAMPLE, "error": None, "agreement": objective, "oracle": 0.5}
+    return Entry(
+        id=name, outcome=outcome, objective=objective, **{**given, "student_updates": 40, "round": 8, **fields}
+    )
+
+
+def test_the_best_was_played_to_the_end_where_any_was() -> None:
+    pruned, done, failed = an_entry("a", "pruned", 0.9), an_entry("b", "finished", 0.8), an_entry("c", "failed", 0.0)
+    assert report._best([pruned, done, failed]) == done
+    assert report._best([pruned, failed]) == pruned
+    assert report._best([failed, an_entry("d", "stopped", None)]) is None
+
+
+def test_rank_correlation_by_hand() -> None:
+    assert report.spearman([0.1, 0.2, 0.3], [1, 2, 9]) == pytest.approx(1.0)
+    assert report.spearman([1, 2, 3, 4], [1, 2, 4, 3]) == pytest.approx(1 - 6 * 2 / (4 * 15))
+    assert report.spearman([1, 1, 1], [1, 2, 3]) is None
+
+
+def test_the_report_is_written_from_the_folder(prepared: Plan, whole: list[Standing]) -> None:
+    folders = [f"t{index}" for index in range(4)]
+    for index, name in enumerate(folders):
+        list(trial.run(prepared, name, {**SAMPLE, "weights.adversarial": 0.5 + index}))
+    for name in folders:
+        values = trial.final_values(prepared.trials_folder / name)
+        found = an_entry(name, "finished", values[PROBE], oracle=values["evaluation/student_accuracy"])
+        journal.settle(prepared, found, lambda line: None)
+    broken = an_entry("t9", "failed", 0.0, agreement=None, oracle=None, error="student/total is not finite")
+    journal.settle(prepared, broken, lambda line: None)
+    for name in ("whole", "cut", "donor", "taker"):
+        shutil.rmtree(prepared.trials_folder / name, ignore_errors=True)
+    for path in prepared.trials_folder.glob("*-*"):
+        shutil.rmtree(path)
+    lost = trial.run(prepared, "lost", SAMPLE)
+    next(lost)
+    lost.close()
+    journal.settle_lost(prepared, lambda line: None)
+    journal.note_end(prepared, None)
+    content = report.write(prepared, prepared.base)
+    assert content["outcomes"] == {"finished": 4, "failed": 1, "pruned": 0, "stopped": 1}
+    assert (prepared.folder / "trials.csv").read_text().count(journal.LOST) == 1
+    assert [row["trials"] for row in content["correlation"]] == [5] + [4] * 7
+    assert [row["student_updates"] for row in content["correlation"]] == [5 * share for share in range(1, 9)]
+    page = (prepared.folder / "report.md").read_text()
+    assert "oracle: accuracy" in page and "probe agreement (objective)" in page
+    assert "- `t9`: student/total is not finite" in page
+    assert (prepared.folder / "trials.csv").read_text().count("\n") == 7
+    assert (prepared.folder / "parallel.png").read_bytes()[:4] == b"\x89PNG"
+    best = resolve.resolve(None, resolve.read_file(prepared.folder / "best.yaml"))
+    chosen = run_folder.read_config(prepared.folder / content["best"]["folder"])[0]
+    assert best.weights == chosen.weights
+    assert (best.tracking, best.evaluate_every) == (prepared.base.tracking, prepared.base.evaluate_every)
+    assert max(entry.objective or 0.0 for entry in journal.entries(prepared)) == content["best"]["objective"]
