@@ -104,6 +104,9 @@ class TestTwoProcesses:
     def test_stage_3_holds_no_whole_weights(self, found: dict[str, Any]) -> None:
         assert found["3-3"]["held"] == 0 < found["2-2"]["held"]
 
+    def test_a_parameter_without_an_axis_is_refused(self, found: dict[str, Any]) -> None:
+        assert found["scalar"].startswith("student.network: its parameter '1.gain' is of shape []")
+
     def test_synchronised_batch_norm(self, together: Path, found: dict[str, Any]) -> None:
         assert found["normalised"]
         assert cases.distance(load_file(together / "normalised"), alone(NORMALISED)) < 1e-4
