@@ -208,7 +208,8 @@ def _check(config: Config) -> None:
         raise UserError(f"distributed.strategy=deepspeed needs {names}, which cannot be found: pip install {names}")
     if config.precision == "fp64":
         raise UserError(
-            "precision=fp64: DeepSpeed keeps weights and moments in fp32: set precision=fp32, or distributed.strategy=ddp"
+            "precision=fp64: DeepSpeed keeps weights and moments in fp32: "
+            "set precision=fp32, or distributed.strategy=ddp"
         )
     if config.distributed.zero.offload and not torch.cuda.is_available():
         raise UserError(

@@ -122,10 +122,11 @@ class TestTwoProcesses:
 
 @pytest.mark.distributed
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_one_process_without_a_launcher(plain: State, tmp_path: Path) -> None:
     process = multiprocessing.get_context("spawn").Process(target=deepspeed_cases.play_alone, args=(tmp_path,))
     process.start()
-    assert ranks.finish([process]) == [0]
+    assert ranks.finish([process], seconds=840) == [0]
     assert cases.distance(load_file(tmp_path / "one"), plain) <= TOLERANCE
 
 
