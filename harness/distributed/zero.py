@@ -70,13 +70,18 @@ class ZeroEngine(ReplicatedEngine):
     def __init__(
         self, accelerator: Accelerator, name: str, module: nn.Module, settings: Optimizer, micro_batches: int
     ) -> None:
-        """`name` is the player's, and chooses the stage."""
+        """`name` is the player's, and chooses the stage. UserError where a parameter has no axis."""
+        self.trained = {key: parameter for key, parameter in module.named_parameters() if parameter.requires_grad}
+        if scalar := next((key for key, parameter in module.named_parameters() if parameter.dim() == 0), None):
+            raise UserError(
+                f"{name}.network: its parameter {scalar!r} is of shape [], which DeepSpeed does not take: "
+                "make it of shape [1], or set distributed.strategy=ddp"
+            )
         accelerator.state.select_deepspeed_plugin(name)
         self.stage = int(accelerator.state.deepspeed_plugin.zero_stage)
         module.to(memory_format=torch.contiguous_format)  # DeepSpeed takes parameters for flat arrays
         super().__init__(accelerator, module, settings, micro_batches)
         accelerator.deepspeed_engine_wrapped = None  # it drives one engine only, and would warn of the second
-        self.trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Forward."""
@@ -144,7 +149,7 @@ class ZeroEngine(ReplicatedEngine):
                     state[key] = value.to(flat.device, copy=True)
                 elif key not in state:
                     state[key] = torch.zeros_like(flat)
-        if self.stage < 3:
+        if states and self.stage < 3:
             self._wrapped.optimizer._lazy_init_hp_params_optimizer_state()  # its own step would do it afterwards
 
     def _fill(self, parameter: nn.Parameter, value: Tensor, state: str | None) -> None:
@@ -203,7 +208,8 @@ def _check(config: Config) -> None:
         raise UserError(f"distributed.strategy=deepspeed needs {names}, which cannot be found: pip install {names}")
     if config.precision == "fp64":
         raise UserError(
-            "precision=fp64: DeepSpeed computes in fp32 and bf16 only: set precision=fp32, or distributed.strategy=ddp"
+            "precision=fp64: DeepSpeed keeps weights and moments in fp32: "
+            "set precision=fp32, or distributed.strategy=ddp"
         )
     if config.distributed.zero.offload and not torch.cuda.is_available():
         raise UserError(

@@ -11,12 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
 from harness import checkpoint
 from harness.distributed import zero
 from harness.distributed.runtime import leave
+from harness.errors import UserError
 from harness.machine import Machine
 from harness.strict import Overlay, merge
 from tests.distributed import cases
@@ -45,6 +47,22 @@ def student(classes: int, channels: int) -> nn.Module:
     """[B, C, 8, 8] -> [B, K] without batch norm, and with parameters that two processes cannot share evenly."""
     first = nn.Conv2d(channels, 5, 3, stride=2, bias=False)
     return nn.Sequential(first, nn.GroupNorm(1, 5), nn.Tanh(), nn.Flatten(), nn.Linear(45, classes))
+
+
+class Gain(nn.Module):
+    """Has a parameter without an axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.gain * x
+        return y
+
+
+def scalar(classes: int, channels: int) -> nn.Module:
+    return nn.Sequential(student(classes, channels), Gain())
 
 
 def spread(stages: tuple[int, int], over: Overlay) -> Machine:
@@ -122,6 +140,10 @@ def play_all(out: Path) -> None:
         machine = spread((3, 3), over)
         cases.play(machine)
         found[case] = ends(machine, out / case)
+    try:
+        spread((2, 3), merge(PLAIN, {"student": {"network": f"{__file__}:scalar"}}))
+    except UserError as error:
+        found["scalar"] = str(error)
     machine.runtime.first(lambda: (out / "found.json").write_text(json.dumps(found)))
     leave()
 

@@ -104,6 +104,9 @@ class TestTwoProcesses:
     def test_stage_3_holds_no_whole_weights(self, found: dict[str, Any]) -> None:
         assert found["3-3"]["held"] == 0 < found["2-2"]["held"]
 
+    def test_a_parameter_without_an_axis_is_refused(self, found: dict[str, Any]) -> None:
+        assert found["scalar"].startswith("student.network: its parameter '1.gain' is of shape []")
+
     def test_synchronised_batch_norm(self, together: Path, found: dict[str, Any]) -> None:
         assert found["normalised"]
         assert cases.distance(load_file(together / "normalised"), alone(NORMALISED)) < 1e-4
@@ -119,10 +122,11 @@ class TestTwoProcesses:
 
 @pytest.mark.distributed
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_one_process_without_a_launcher(plain: State, tmp_path: Path) -> None:
     process = multiprocessing.get_context("spawn").Process(target=deepspeed_cases.play_alone, args=(tmp_path,))
     process.start()
-    assert ranks.finish([process]) == [0]
+    assert ranks.finish([process], seconds=840) == [0]
     assert cases.distance(load_file(tmp_path / "one"), plain) <= TOLERANCE
 
 
