@@ -15,7 +15,15 @@ from typing import Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["harness.cli", "harness.distill", "tasks.classification.task", "torchmetrics.classification"]
+    [
+        "harness.cli",
+        "harness.distill",
+        "harness.progress",
+        "tasks.classification.data",
+        "tasks.classification.task",
+        "torchmetrics.classification",
+        "sklearn.datasets",
+    ]
 )
 
 
