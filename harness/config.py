@@ -36,6 +36,8 @@ class Weights:
     """Cross entropy of the teacher's answer with its own argmax."""
     class_balance: Weight = 0.0
     """Negative entropy of the batch's mean prediction."""
+    sample_entropy: Weight = 0.0
+    """Mean entropy of the single predictions."""
     activation: Weight = 0.0
     """Minus the mean absolute penultimate feature."""
     tv: Weight = 0.0
@@ -98,6 +100,8 @@ class Student(Optimizer):
     """Keyword arguments of the network."""
     weight_decay: float = 5e-4
     """L2 penalty added to the gradient."""
+    attention: Weight = 0.0
+    """Weight of attention transfer at inner feature maps, beside the discrepancy, whose weight is 1."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,7 @@ class Generator(Optimizer):
     """The network that invents images, and how it is trained."""
 
     network: str = "upsample"
-    """A name in `harness.generators.GENERATORS`: `upsample` takes sizes divisible by 4, `dcgan` by 16."""
+    """A name in `harness.generators.GENERATORS`: `dcgan` takes sizes divisible by 16, the others by 4."""
     latent_size: int = 256
     """Length of the latent vector z."""
     width: int = 0

@@ -63,7 +63,7 @@ def check(values: Mapping[str, Any], num_channels: int) -> None:
         rising = falls == sorted(falls) and all(0 < fall < 1 for fall in falls)
         need(rising, f"{player}.milestones", "rising fractions of the run, each in (0, 1)")
     for path, value in values.items():
-        if path.startswith("weights."):
+        if path.startswith("weights.") or path == "student.attention":
             _check_weight(path, value)
 
 

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save, save_file
@@ -40,6 +41,13 @@ STUDENT = f"{Path(__file__).with_name('bare_networks.py')}:student"
 BARE: Overlay = {"student": {"network": STUDENT}, "generator": {"network": "bare"}, "sync_batch_norm": False}
 """Nothing that is trained holds a batch norm."""
 
+
+def _method(name: str) -> dict[str, Any]:
+    """A method's own settings over those of the cases."""
+    short: Overlay = {"method": name, "student_steps": min(methods.METHODS[name].variants["paper"]["student_steps"], 3)}
+    return merge(methods.METHODS[name].variants["paper"], short)
+
+
 CASES: dict[str, Overlay] = {
     "sgd": {},
     "adam": {"student": {"optimizer": "adam", "lr": 1e-3}},
@@ -48,6 +56,10 @@ CASES: dict[str, Overlay] = {
     "bare, sgd": BARE,
     "bare, adam": merge(BARE, {"student": {"optimizer": "adam", "lr": 1e-3}}),
     "micro-batches": {"micro_batches": 2, "batch_size": 16},
+    "dafl": _method("dafl"),
+    "zskt": _method("zskt"),
+    "zskt, micro-batches": merge(_method("zskt"), {"micro_batches": 2, "batch_size": 16}),
+    "dfq": _method("dfq"),
 }
 
 
