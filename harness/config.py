@@ -121,6 +121,20 @@ class Generator(Optimizer):
 
 
 @dataclass(frozen=True)
+class Replay:
+    """Student turns on earlier images and what the teacher said of them: they cost neither generator nor teacher."""
+
+    share: float = 0.0
+    """Share of a round's student turns that draw from a pool of earlier batches; 0: there is no pool."""
+    memory: float = 64.0
+    """MiB that the pool may take, over all processes; new batches replace the oldest."""
+    storage: Literal["uint8", "fp16"] = "uint8"
+    """How its images are stored: 256 steps over the range of each channel of an image, or halves."""
+    place: Literal["host", "device"] = "host"
+    """Where the pool is: in the host's memory, or on the device that computes."""
+
+
+@dataclass(frozen=True)
 class Input:
     """What the teacher and the student take."""
 
@@ -247,6 +261,7 @@ class Config:
     teacher: Teacher = field(default_factory=Teacher)
     student: Student = field(default_factory=Student)
     generator: Generator = field(default_factory=Generator)
+    replay: Replay = field(default_factory=Replay)
     input: Input = field(default_factory=Input)
     data: Data = field(default_factory=Data)
     teach: Teach = field(default_factory=Teach)

@@ -10,7 +10,7 @@ from typing import Literal
 from torch import Tensor
 
 from harness import baselines, losses, task
-from harness.config import Config, Weight, weight_at
+from harness.config import Config, Weight, ever, weight_at
 from harness.errors import UserError, nearest
 from harness.strict import Overlay
 from harness.terms import Answer, Ask, Term, Weighted
@@ -22,8 +22,8 @@ class Turn:
 
     kind: Literal["student", "generator", "supervised"]
     """One of the three turns of `harness.adversarial`."""
-    source: Literal["latents", "same", "data"]
-    """Fresh latents through the generator, those of the round's last turn that drew some, or real images."""
+    source: Literal["latents", "same", "pool", "data"]
+    """Fresh latents through the generator, those of the round's last turn that drew some, earlier images, real ones."""
     terms: Callable[..., dict[str, Weighted]]
     """(config, round, answers ...) -> weighted terms by name."""
 
@@ -90,11 +90,29 @@ def _check_sought(config: Config) -> None:
             )
 
 
+def _num_replayed(config: Config) -> int:
+    """Student turns of a round that draw from the pool; UserError where the share is none of them."""
+    share, steps = config.replay.share, config.student_steps
+    count = math.floor(share * steps + 1e-9)
+    if share and not count:
+        raise UserError(f"replay.share={share:g} of student_steps={steps} is no turn: set it to {1 / steps:g} or more")
+    if share and ever(config.student.attention):
+        raise UserError(f"replay.share={share:g}: the pool keeps no feature maps: set student.attention=0")
+    return count
+
+
+def _refuse_replay(config: Config, reason: str) -> None:
+    if config.replay.share:
+        raise UserError(f"replay.share={config.replay.share:g}: method={config.method} has no replay, {reason}: set 0")
+
+
 def _alternating(config: Config) -> list[Turn]:
-    """k student turns and one generator turn, fresh z each time."""
+    """k student turns, the last of them replayed where some are, and one generator turn, fresh z each time."""
     _check_sought(config)
-    student = Turn("student", "latents", student_terms)
-    return [student] * config.student_steps + [Turn("generator", "latents", generator_terms)]
+    fresh, replayed = (Turn("student", source, student_terms) for source in ("latents", "pool"))
+    count = _num_replayed(config)
+    students = [fresh] * (config.student_steps - count) + [replayed] * count
+    return [*students, Turn("generator", "latents", generator_terms)]
 
 
 def _from_one_batch(config: Config) -> list[Turn]:
@@ -105,12 +123,14 @@ def _from_one_batch(config: Config) -> list[Turn]:
 def _after_the_generator(config: Config) -> list[Turn]:
     """One generator turn, then k student turns on its z, which make the same images for all k."""
     _check_sought(config)
+    _refuse_replay(config, "its student learns from one batch until the generator has made another")
     students = [Turn("student", "same", student_terms)] * config.student_steps
     return [Turn("generator", "latents", generator_terms), *students]
 
 
 def _on_real_data(config: Config) -> list[Turn]:
     """k student turns on real images."""
+    _refuse_replay(config, "it generates no images")
     return [Turn("student", "data", student_terms)] * config.student_steps
 
 

@@ -1,8 +1,8 @@
-"""Where a turn's images come from: fresh latents, the same latents again, or real data."""
+"""Where a turn's images come from: fresh latents, the same latents again, the pool of earlier ones, or real data."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 from torch import Tensor
@@ -15,6 +15,7 @@ from harness.distributed.runtime import Runtime
 from harness.latents import latents, shard
 from harness.methods import Turn
 from harness.players import Player
+from harness.pool import Pool
 from harness.terms import Answer
 
 
@@ -28,6 +29,9 @@ class Sources:
         self.generator, self.teacher = generator, teacher
         self._batches: Iterator[tuple[Tensor, Tensor]] | None = None
         self._taught: dict[int, tuple[Tensor, Answer]] = {}
+        fresh = [place for place, turn in enumerate(turns) if (turn.kind, turn.source) == ("student", "latents")]
+        replays = any(turn.source == "pool" for turn in turns)
+        self.pool = Pool(config, runtime, fresh) if replays else None
 
     def latents(self, round_index: int, turn_index: int, part: int) -> Tensor:
         """This process's rows of z [b, Z] for a micro-batch; those of the turn it shares them with, where it does."""
@@ -48,7 +52,22 @@ class Sources:
             return lambda: self.real(*place)[0], self.teacher
         if source == "same":
             return partial(self._again, *place), lambda x: self._taught[part][1]
+        if source == "pool":
+            assert self.pool
+            x, t = self.pool.draw(*place)
+            return lambda: x, lambda x: t
+        if self.pool:
+            return partial(self._keep, self.pool, *place), partial(self._ask, self.pool, *place)
         return partial(self._invent, *place), self.teacher
+
+    def kept(self, done: int) -> dict[str, Tensor]:
+        """What a checkpoint after `done` rounds has to hold so that the same images come again."""
+        return self.pool.tensors(done) if self.pool else {}
+
+    def take(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes over what `kept` gave."""
+        if self.pool:
+            self.pool.load(tensors)
 
     def real(self, round_index: int, turn_index: int, part: int) -> tuple[Tensor, Tensor]:
         """The next batch of real images and labels; a resumed run takes the stream up where it stood."""
@@ -72,6 +91,16 @@ class Sources:
     def _invent(self, round_index: int, turn_index: int, part: int) -> Tensor:
         assert self.generator is not None
         return self.generator.guest(self.latents(round_index, turn_index, part))
+
+    def _keep(self, pool: Pool, round_index: int, turn_index: int, part: int) -> Tensor:
+        """Fresh images as the pool stores them: what the student learns now is what it will be shown again."""
+        return pool.keep(round_index, turn_index, part, self._invent(round_index, turn_index, part))
+
+    def _ask(self, pool: Pool, round_index: int, turn_index: int, part: int, x: Tensor) -> Answer:
+        assert self.teacher is not None
+        t = self.teacher(x)
+        pool.answered(round_index, turn_index, part, t)
+        return t
 
     def _again(self, round_index: int, turn_index: int, part: int) -> Tensor:
         """Images of the same latents; until the generator learns they are the same, and so is what they are."""

@@ -43,9 +43,9 @@ BARE: Overlay = {"student": {"network": STUDENT}, "generator": {"network": "bare
 
 
 def _method(name: str) -> dict[str, Any]:
-    """A method's own settings over those of the cases."""
-    short: Overlay = {"method": name, "student_steps": min(methods.METHODS[name].variants["paper"]["student_steps"], 3)}
-    return merge(methods.METHODS[name].variants["paper"], short)
+    """A method's own settings over those of the cases, for fewer turns."""
+    values = methods.METHODS[name].variants["paper"]
+    return merge(values, {"method": name, "rounds": 10, "student_steps": min(values["student_steps"], 3)})
 
 
 CASES: dict[str, Overlay] = {
@@ -60,6 +60,13 @@ CASES: dict[str, Overlay] = {
     "zskt": _method("zskt"),
     "zskt, micro-batches": merge(_method("zskt"), {"micro_batches": 2, "batch_size": 16}),
     "dfq": _method("dfq"),
+    "replay": {"student_steps": 3, "replay": {"share": 0.4, "memory": 0.05}},
+    "replay, micro-batches": {
+        "student_steps": 3,
+        "replay": {"share": 0.7, "memory": 0.05, "storage": "fp16", "place": "device"},
+        "micro_batches": 2,
+        "batch_size": 16,
+    },
 }
 
 
@@ -144,10 +151,11 @@ def evaluate_digits(out: Path) -> None:
 def resumed(out: Path, start: int, over: Overlay) -> None:
     """For `ranks.run`: ten rounds from `start` on of a run whose checkpoints are in `out`."""
     machine = build(over)
-    state_before = checkpoint.restore(out, machine.players, machine.runtime.first)
+    state_before = checkpoint.restore(out, machine.players, machine.runtime.first, machine.sources.take)
     assert (state_before or {"round": 0})["round"] == start
     play(machine, start, 10)
-    checkpoint.store(out, machine.players, {"round": start + 10}, 9, machine.runtime.first)
+    kept = machine.sources.kept(start + 10)
+    checkpoint.store(out, machine.players, {"round": start + 10}, 9, machine.runtime.first, kept)
     leave()
 
 
