@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from harness.terms import Answer, Terms
+from harness.terms import Answer, Ask, Terms
 
 Teacher = Callable[[Tensor], Answer]
 """The frozen network: images x [B, C, H, W] -> Answer."""
@@ -28,6 +28,9 @@ class Player(Protocol):
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Forward in its own turn."""
+
+    def answer(self, x: Tensor) -> Answer:
+        """The same, with what its terms need beside the logits."""
 
     def guest(self, inputs: Tensor) -> Tensor:
         """Forward in another's turn."""
@@ -44,7 +47,7 @@ def student_turn(
         with torch.no_grad():  # x is data: nothing flows back to G or T
             x = images()
             t = teacher(x)
-        terms = loss(t, Answer(student(x)))
+        terms = loss(t, student.answer(x))
         student.descend(terms)
     return terms
 
@@ -54,13 +57,13 @@ def generator_turn(
     student: Player,
     generator: Player,
     z: Tensor,
-    loss: Callable[[Answer, Answer, Tensor], Terms],
+    loss: Callable[[Answer, Ask, Tensor], Terms],
 ) -> Terms:
     """phi <- argmin -w A(D(T(x), S(x))) + w_bn R_bn(x) + ...,  x = G_phi(z), z [B, Z]."""
     with generator.turn():
         x = generator(z)
-        t, s = teacher(x), Answer(student.guest(x))  # dx flows through both; their weights stay frozen
-        terms = loss(t, s, x)  # t.moments: the batch-norm statistics x caused in T
+        t, s = teacher(x), lambda: Answer(student.guest(x))  # dx flows through both; their weights stay frozen
+        terms = loss(t, s, x)  # t.moments: the batch-norm statistics x caused in T; s is asked where a term needs it
         generator.descend(terms)
     return terms
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from harness import generators, networks, sizes, weights
+from harness import generators, images, networks, sizes, weights
 from harness import task as tasks
 from harness.config import Config, image_shape
 from harness.errors import UserError
@@ -86,10 +86,11 @@ def _advice(module: nn.Module, x: Tensor) -> str:
 
 def generator(config: Config) -> nn.Module:
     """The generator with fresh weights; UserError where it cannot make images of the input size."""
-    spec = config.generator
+    spec, pixels = config.generator, images.preprocessing(config)
     try:
         with seeded(config.seed, "generator"):
-            return generators.build(spec.network, spec.latent_size, image_shape(config), spec.width)
+            shape, normalisation = image_shape(config), (pixels.mean, pixels.std)
+            return generators.build(spec.network, spec.latent_size, shape, spec.width, normalisation)
     except ValueError as error:
         raise UserError(str(error)) from None
 

@@ -3,6 +3,7 @@
 round-00000240.safetensors
 <player>/model/<parameter or buffer>
 <player>/optimizer/<parameter>/<state>
+<other>/<name>                             where a run has more to keep than its players: `pool`
 metadata "state": JSON, what else a resumed run needs (round, updates, seconds so far ...)
 """
 
@@ -30,17 +31,23 @@ def _alone(work: Callable[[], Any]) -> Any:
 
 
 def store(
-    folder: Path, players: Mapping[str, Player], state: Mapping[str, Any], keep: int, first: First = _alone
+    folder: Path,
+    players: Mapping[str, Player],
+    state: Mapping[str, Any],
+    keep: int,
+    first: First = _alone,
+    others: Mapping[str, Tensor] = {},
 ) -> None:
     """Saves the state after `state["round"]` rounds, then drops all but the last `keep` checkpoints.
 
-    `first(work)` does the work on rank 0; every process has to call. Raises Diverged, saving nothing, where a weight is
-    not finite; UserError where the disk is full.
+    `others`: what is to be kept beside the players, by full name. `first(work)` does the work on rank 0; every process
+    has to call. Raises Diverged, saving nothing, where a weight is not finite; UserError where the disk is full.
     """
     tensors = {key: tensor for player in players.values() for key, tensor in _tensors(player).items()}
     for key, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise Diverged(f"{key} is not finite")
+    tensors |= others
     updates = {name: player.updates for name, player in players.items()}
     record = json.dumps({**state, "updates": updates}, sort_keys=True)
 
@@ -52,8 +59,15 @@ def store(
     first(write)
 
 
-def restore(folder: Path, players: Mapping[str, Player], first: First = _alone) -> dict[str, Any] | None:
+def restore(
+    folder: Path,
+    players: Mapping[str, Player],
+    first: First = _alone,
+    take: Callable[[Mapping[str, Tensor]], None] = lambda tensors: None,
+) -> dict[str, Any] | None:
     """Puts the last checkpoint's content into the players and returns its state; None where there is none.
+
+    `take` is called with all of its tensors, for what `store` was given as `others`.
 
     `first` as in `store`: what rank 0 reads, all get. UserError where the file is damaged or holds other networks.
     """
@@ -71,6 +85,7 @@ def restore(folder: Path, players: Mapping[str, Player], first: First = _alone) 
             )
         player.engine.load(weights, _under(tensors, f"{name}/optimizer/"))
         player.updates = state["updates"][name]
+    take(tensors)
     return state
 
 

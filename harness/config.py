@@ -36,6 +36,8 @@ class Weights:
     """Cross entropy of the teacher's answer with its own argmax."""
     class_balance: Weight = 0.0
     """Negative entropy of the batch's mean prediction."""
+    sample_entropy: Weight = 0.0
+    """Mean entropy of the single predictions."""
     activation: Weight = 0.0
     """Minus the mean absolute penultimate feature."""
     tv: Weight = 0.0
@@ -98,6 +100,8 @@ class Student(Optimizer):
     """Keyword arguments of the network."""
     weight_decay: float = 5e-4
     """L2 penalty added to the gradient."""
+    attention: Weight = 0.0
+    """Weight of attention transfer at inner feature maps, beside the discrepancy, whose weight is 1."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,7 @@ class Generator(Optimizer):
     """The network that invents images, and how it is trained."""
 
     network: str = "upsample"
-    """A name in `harness.generators.GENERATORS`: `upsample` takes sizes divisible by 4, `dcgan` by 16."""
+    """A name in `harness.generators.GENERATORS`: `dcgan` takes sizes divisible by 16, the others by 4."""
     latent_size: int = 256
     """Length of the latent vector z."""
     width: int = 0
@@ -114,6 +118,20 @@ class Generator(Optimizer):
     """As the student's."""
     lr: float = 1e-3
     """Learning rate before the schedule."""
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Student turns on earlier images and what the teacher said of them: they cost neither generator nor teacher."""
+
+    share: float = 0.0
+    """Share of a round's student turns that draw from a pool of earlier batches; 0: there is no pool."""
+    memory: float = 64.0
+    """MiB that the pool may take, over all processes; new batches replace the oldest."""
+    storage: Literal["uint8", "fp16"] = "uint8"
+    """How its images are stored: 256 steps over the range of each channel of an image, or halves."""
+    place: Literal["host", "device"] = "host"
+    """Where the pool is: in the host's memory, or on the device that computes."""
 
 
 @dataclass(frozen=True)
@@ -247,6 +265,7 @@ class Config:
     teacher: Teacher = field(default_factory=Teacher)
     student: Student = field(default_factory=Student)
     generator: Generator = field(default_factory=Generator)
+    replay: Replay = field(default_factory=Replay)
     input: Input = field(default_factory=Input)
     data: Data = field(default_factory=Data)
     teach: Teach = field(default_factory=Teach)

@@ -101,7 +101,7 @@ def rounds(
     with ExitStack() as held:
         runtime.first(lambda: held.enter_context(folder.claim(path)))
         runtime.first(lambda: folder.open_run(path, config))
-        state = checkpoint.restore(path / "checkpoints", machine.players, runtime.first)
+        state = checkpoint.restore(path / "checkpoints", machine.players, runtime.first, machine.sources.take)
         state = state or {"round": 0, "seconds": 0.0}
         keeper = Record if runtime.rank == 0 else NoRecord
         record = keeper(path, config, state["round"], names, warn)
@@ -201,8 +201,8 @@ def _train(
             if done % config.checkpoint.every == 0 or last or stopped:
                 machine.health.verify()
                 position = {"round": done, "seconds": report.seconds}
-                place = record.path / "checkpoints"
-                checkpoint.store(place, machine.players, position, config.checkpoint.keep, machine.runtime.first)
+                place, kept = record.path / "checkpoints", machine.sources.kept(done)
+                checkpoint.store(place, machine.players, position, config.checkpoint.keep, machine.runtime.first, kept)
         except Diverged as error:
             raise Diverged(
                 f"diverged in round {index + 1}: {error}; the last good checkpoint is kept in {record.path}: "

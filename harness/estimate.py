@@ -36,6 +36,9 @@ def estimate(config: Config, output: Path | None, say: Callable[[str], None]) ->
     for name, player in built.players.items():
         network = getattr(config, name).network
         say(f"{name:13}{network}, {networks.num_parameters(player.module):,} parameters")
+    if pool := built.sources.pool:
+        size = pool.capacity * pool.batch_bytes / 2**20
+        say(f"pool         {pool.capacity} batches, {size:,.3g} MiB, in the memory and in each checkpoint")
     total = _duration(config.rounds * seconds)
     say(f"time         {config.rounds} rounds of {seconds:.3g} s: {total}, and the evaluation")
     say(f"memory       {_peak_memory() / 2**20:,.0f} MiB at its peak")
@@ -61,7 +64,8 @@ def _peak_memory() -> float:
 
 def _disk(built: machine.Machine) -> int:
     """Bytes of checkpoints and the student: weights, and the optimisers' one or two values a weight."""
-    total = 0
+    pool = built.sources.pool
+    total = pool.capacity * pool.batch_bytes * built.config.checkpoint.keep if pool else 0
     for name, player in built.players.items():
         size = sum(value.numel() * value.element_size() for value in player.module.state_dict().values())
         moments = 2 if player.settings.optimizer == "adam" else 1

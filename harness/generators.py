@@ -1,11 +1,15 @@
 """Generator networks: z [B, Z] -> images [B, C, H, W] in the teacher's normalised input space.
 
-`upsample` follows the generator of DAFL and DFAD for classification, `dcgan` that of DFAD for segmentation; how they
-depart from them is in docs/method.md. Neither has a bias before a batch norm.
+`upsample` follows the generator of DAFL and DFAD for classification, `affine` that of ZSKT, `pixels` that of DFQ,
+`dcgan` that of DFAD for segmentation; how they depart from them is in docs/method.md. None has a bias before a batch
+norm.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor, nn
 
 
@@ -14,6 +18,7 @@ class Upsample(nn.Module):
 
     multiple = 4
     usual_width = 64
+    last_bias = True
 
     def __init__(self, latent_size: int, shape: tuple[int, int, int], width: int) -> None:
         """`width` W: channels of the last hidden layer."""
@@ -31,15 +36,49 @@ class Upsample(nn.Module):
             nn.Conv2d(2 * width, width, 3, padding=1, bias=False),
             nn.BatchNorm2d(width),
             nn.LeakyReLU(0.2, inplace=True),
-            nn.Conv2d(width, channels, 3, padding=1),
-            nn.Tanh(),
-            nn.BatchNorm2d(channels, affine=False),
+            nn.Conv2d(width, channels, 3, padding=1, bias=self.last_bias),
+            *self.end(channels),
         )
+
+    def end(self, channels: int) -> list[nn.Module]:
+        """What follows the last convolution."""
+        return [nn.Tanh(), nn.BatchNorm2d(channels, affine=False)]
 
     def forward(self, z: Tensor) -> Tensor:
         """z [B, Z] -> [B, C, H, W], each channel with mean 0 and variance 1 over the batch."""
         images: Tensor = self.body(self.linear(z).view(-1, *self.start))
         return images
+
+
+class Affine(Upsample):
+    """`Upsample` that ends in a batch norm with scale and shift, and no tanh."""
+
+    last_bias = False
+
+    def end(self, channels: int) -> list[nn.Module]:
+        """A batch norm that learns each channel's mean and deviation."""
+        return [nn.BatchNorm2d(channels)]
+
+
+class Pixels(Upsample):
+    """`Upsample` that ends in a sigmoid: pixels in 0..1."""
+
+    def end(self, channels: int) -> list[nn.Module]:
+        """Pixels."""
+        return [nn.Sigmoid()]
+
+
+class Normalise(nn.Module):
+    """Pixels [B, C, H, W] in 0..1 -> (x - mean) / std by channel; nothing is learnt and nothing is saved."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        for name, values in (("mean", mean), ("std", std)):
+            self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C, H, W]."""
+        return (x - self.get_buffer("mean")) / self.get_buffer("std")
 
 
 class DCGAN(nn.Module):
@@ -72,11 +111,24 @@ class DCGAN(nn.Module):
         return images
 
 
-GENERATORS: dict[str, type[Upsample] | type[DCGAN]] = {"upsample": Upsample, "dcgan": DCGAN}
+GENERATORS: dict[str, type[Upsample] | type[DCGAN]] = {
+    "upsample": Upsample,
+    "affine": Affine,
+    "pixels": Pixels,
+    "dcgan": DCGAN,
+}
+
+Normalisation = tuple[Sequence[float], Sequence[float]]
+"""Mean and standard deviation by channel, of pixels in 0..1."""
 
 
-def build(name: str, latent_size: int, shape: tuple[int, int, int], width: int = 0) -> nn.Module:
-    """A generator of images of `shape` (C, H, W); `width` 0 is the usual one. ValueError where the sides don't fit."""
+def build(
+    name: str, latent_size: int, shape: tuple[int, int, int], width: int = 0, normalisation: Normalisation | None = None
+) -> nn.Module:
+    """A generator of images of `shape` (C, H, W); `width` 0 is the usual one. ValueError where the sides don't fit.
+
+    `normalisation`: what the images go through where the generator makes pixels; None leaves them pixels.
+    """
     kind = GENERATORS[name]
     for side in shape[1:]:
         if side % kind.multiple or side == 0:
@@ -85,4 +137,7 @@ def build(name: str, latent_size: int, shape: tuple[int, int, int], width: int =
                 f"input.size: the generator {name!r} makes sides divisible by {kind.multiple}, not {side}; "
                 f"the nearest is {nearest}"
             )
-    return kind(latent_size, shape, width or kind.usual_width)
+    generator = kind(latent_size, shape, width or kind.usual_width)
+    if normalisation is None or not isinstance(generator, Pixels):
+        return generator
+    return nn.Sequential(generator, Normalise(*normalisation))

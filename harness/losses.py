@@ -54,6 +54,15 @@ def discrepancy(t: Tensor, s: Tensor, name: str, temperature: float) -> Term:
     return mean(DISCREPANCIES[name](t, s, temperature))
 
 
+def attention(t: Sequence[Tensor], s: Sequence[Tensor]) -> Term:
+    """Attention transfer (arXiv 1612.03928) over maps [B, C, h, w] of teacher and student, pair by pair.
+
+    sum_l mean (A(t_l) - A(s_l))^2, where A(f) is the mean of f^2 over channels as a vector [B, h w] of norm 1.
+    """
+    pairs = zip(t, s, strict=True)
+    return mean(torch.stack([(_attended(a) - _attended(b)).square().mean(1) for a, b in pairs]).sum(0))
+
+
 # Terms of the generator's turn.
 
 
@@ -82,6 +91,12 @@ def class_balance(t: Tensor) -> Term:
     p = total[:-1] / total[-1]
     value: Tensor = torch.xlogy(p, p.clamp_min(torch.finfo(p.dtype).tiny)).sum()  # its gradient at p = 0 stays finite
     return value
+
+
+def sample_entropy(t: Tensor) -> Term:
+    """Entropy of softmax(t) in nats, mean over samples and pixels (DFQ, arXiv 2005.04136)."""
+    log_p = t.log_softmax(1)
+    return mean(-(log_p.exp() * log_p).sum(1))
 
 
 def activation(features: Tensor | None) -> Term:
@@ -126,6 +141,11 @@ def top_class(t: Tensor) -> Term:
 def _negative(term: Term) -> Term:
     value = yield from term
     return -value
+
+
+def _attended(maps: Tensor) -> Tensor:
+    """[B, C, h, w] -> where the map is active, [B, h w], of norm 1 for each sample."""
+    return F.normalize(maps.square().mean(1).flatten(1))
 
 
 def _over_classes(p: Tensor) -> Tensor:

@@ -2,42 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from harness import building, moments, networks
-from harness import task as tasks
+from harness import building, maps
 from harness.adversarial import generator_turn, student_turn, supervised_turn
 from harness.config import Config, Optimizer, ever
-from harness.data import TrainingBatches
 from harness.distributed.runtime import Runtime
-from harness.errors import UserError
-from harness.latents import latents, mix, shard
+from harness.latents import latents, mix
 from harness.methods import Turn
+from harness.observed import observe
 from harness.players import Health, Player
-from harness.terms import Answer, Terms, settle
-
-
-class Observed:
-    """The frozen teacher as a function x -> Answer; it leaves no state behind."""
-
-    def __init__(self, module: nn.Module, features: bool, moments: bool) -> None:
-        """Which answers beside the logits the generator's terms need."""
-        self.module, self.features, self.moments = module, features, moments
-
-    def __call__(self, x: Tensor) -> Answer:
-        """x [B, C, H, W] -> Answer; features and moments only where gradients flow, in the generator's turn."""
-        if not torch.is_grad_enabled():
-            return Answer(self.module(x))
-        with ExitStack() as stack:
-            found = stack.enter_context(moments.observe(self.module)) if self.moments else []
-            features = stack.enter_context(networks.observe_features(self.module)) if self.features else []
-            return Answer(self.module(x), features[-1] if features else None, found)
+from harness.sources import Sources
+from harness.terms import Answer, Ask, Terms, settle
 
 
 @dataclass(frozen=True)
@@ -67,10 +48,14 @@ class Machine:
         self.config, self.runtime, self.turns = config, runtime, turns
         self.health = Health(runtime.device)
         modules = runtime.together(lambda: {name: build(config) for name, build in self._trained().items()})
-        self.teacher = self._observed(teacher) if teacher else None
+        generates = any(turn.kind == "generator" for turn in turns)
+        compared = teacher and ever(config.student.attention)
+        theirs, own = maps.shared(config, teacher, modules["student"]) if teacher and compared else ([], [])
+        self.teacher = observe(config, runtime, teacher, generates, theirs) if teacher else None
         self.players = {name: self._player(name, module) for name, module in modules.items()}
         self.student, self.generator = self.players["student"], self.players.get("generator")
-        self._batches: Iterator[tuple[Tensor, Tensor]] | None = None
+        self.student.layers = own
+        self.sources = Sources(config, runtime, turns, self.generator, self.teacher)
 
     def play(self, round_index: int, turn_index: int, part: int = 0) -> Terms:
         """One turn on one micro-batch; every random draw in it is a function of (seed, round, turn, part, index)."""
@@ -79,14 +64,14 @@ class Machine:
         torch.manual_seed(mix("dropout", self.config.seed, *place, shard_index))
         loss = partial(self._settle, turn, round_index)
         if turn.kind == "supervised":
-            return supervised_turn(self.student, *self._real(*place, part), loss)
+            return supervised_turn(self.student, *self.sources.real(*place, part), loss)
         assert self.teacher is not None
         if turn.kind == "generator":
             assert self.generator is not None
-            return generator_turn(self.teacher, self.student, self.generator, self._latents(*place, part), loss)
-        invents = turn.source == "latents"
-        images = partial(self._invent, *place, part) if invents else lambda: self._real(*place, part)[0]
-        return student_turn(self.teacher, self.student, images, loss)
+            z = self.sources.latents(*place, part)
+            return generator_turn(self.teacher, self.student, self.generator, z, loss)
+        images, teacher = self.sources.lesson(*place, part)
+        return student_turn(teacher, self.student, images, loss)
 
     def networks(self) -> Networks:
         """The networks as they stand. Every process has to ask; with several, trained ones are copies."""
@@ -113,49 +98,11 @@ class Machine:
             return self.teacher.module if self.teacher else None
         return self.runtime.place(self.runtime.together(lambda: building.teacher(self.config)))
 
-    def _settle(self, turn: Turn, round_index: int, *answers: Answer | Tensor) -> Terms:
+    def _settle(self, turn: Turn, round_index: int, *answers: Answer | Ask | Tensor) -> Terms:
         return settle(turn.terms(self.config, round_index, *answers), self.runtime.reduce)
-
-    def _latents(self, round_index: int, turn_index: int, part: int) -> Tensor:
-        total, size = self.config.batch_size, self.config.batch_size // self.config.micro_batches
-        own = shard(size, self.runtime.rank, self.runtime.world_size)
-        rows = range(part * size + own.start, part * size + own.stop)
-        keys = (self.config.seed, "latents", round_index, turn_index)
-        z = latents(rows, total, self.config.generator.latent_size, *keys)
-        return z.to(self.runtime.device, self.runtime.dtype)
-
-    def _invent(self, round_index: int, turn_index: int, part: int) -> Tensor:
-        assert self.generator is not None
-        return self.generator.guest(self._latents(round_index, turn_index, part))
-
-    def _real(self, round_index: int, turn_index: int, part: int) -> tuple[Tensor, Tensor]:
-        """The next batch of real images and labels; a resumed run takes the stream up where it stood."""
-        if self._batches is None:
-            data = tasks.load(self.config.task).dataset(self.config, "train", augment=True)
-            parts = self.config.micro_batches
-            stream = TrainingBatches(
-                data, self.config.batch_size // parts, self.config.seed, self.config.data.workers,
-                self.runtime.rank, self.runtime.world_size,
-            )  # fmt: skip
-            self._batches = stream.batches((round_index * len(self.turns) + turn_index) * parts + part)
-        x, labels = next(self._batches)
-        return x.to(self.runtime.device, self.runtime.dtype), labels.to(self.runtime.device)
 
     def _player(self, name: str, module: nn.Module) -> Player:
         settings: Optimizer = getattr(self.config, name)
         learns = sum((turn.kind == "generator") == (name == "generator") for turn in self.turns)
         engine = self.runtime.engine(name, module, settings)
         return Player(name, engine, settings, learns * self.config.rounds, self.health)
-
-    def _observed(self, teacher: nn.Module) -> Observed:
-        """What the generator's terms need is observed in the teacher; UserError where it cannot be had."""
-        generates = any(turn.kind == "generator" for turn in self.turns)
-        judged = generates and ever(self.config.weights.batch_norm)
-        if judged and not moments.has_batch_norm(teacher):
-            raise UserError(
-                f"teacher.network={self.config.teacher.network!r} has no batch norm with running statistics to judge "
-                "images by: set weights.batch_norm=0, or bring a teacher that has"
-            )
-        features = generates and ever(self.config.weights.activation)
-        placed = self.runtime.place_teacher(teacher, judges=generates)
-        return Observed(placed, features=features, moments=judged)

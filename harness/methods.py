@@ -9,11 +9,11 @@ from typing import Literal
 
 from torch import Tensor
 
-from harness import losses, task
-from harness.config import Config, Weight, weight_at
+from harness import baselines, losses, task
+from harness.config import Config, Weight, ever, weight_at
 from harness.errors import UserError, nearest
 from harness.strict import Overlay
-from harness.terms import Answer, Term, Weighted
+from harness.terms import Answer, Ask, Term, Weighted
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Turn:
 
     kind: Literal["student", "generator", "supervised"]
     """One of the three turns of `harness.adversarial`."""
-    source: Literal["latents", "data"]
-    """Fresh latents through the generator, or real images."""
+    source: Literal["latents", "same", "pool", "data"]
+    """Fresh latents through the generator, those of the round's last turn that drew some, earlier images, real ones."""
     terms: Callable[..., dict[str, Weighted]]
     """(config, round, answers ...) -> weighted terms by name."""
 
@@ -41,23 +41,29 @@ class Method:
 
 
 def student_terms(config: Config, round_index: int, t: Answer, s: Answer) -> dict[str, Weighted]:
-    """D(t, s), which the student lowers."""
+    """D(t, s), which the student lowers, and attention transfer where it has a weight."""
     name = config.student_discrepancy or config.discrepancy
-    return {"discrepancy": (1.0, losses.discrepancy(t.logits, s.logits, name, config.temperature))}
+    terms: dict[str, Weighted] = {
+        "discrepancy": (1.0, losses.discrepancy(t.logits, s.logits, name, config.temperature))
+    }
+    if weight := weight_at(config.student.attention, round_index):
+        terms["attention"] = (weight, losses.attention(t.maps, s.maps))
+    return terms
 
 
-def generator_terms(config: Config, round_index: int, t: Answer, s: Answer, x: Tensor) -> dict[str, Weighted]:
+def generator_terms(config: Config, round_index: int, t: Answer, s: Ask, x: Tensor) -> dict[str, Weighted]:
     """-w_adv A(D(t, s)) + w_bn R_bn(x) + optional terms; one of weight 0 in this round is not computed.
 
     `entropy` and `top_class` are only watched: a generator that collapses shows there.
     """
     terms: dict[str, Callable[[], Term]] = {
         "adversarial": lambda: losses.adversarial(
-            t.logits, s.logits, config.discrepancy, config.temperature, config.adversarial_transform
+            t.logits, s().logits, config.discrepancy, config.temperature, config.adversarial_transform
         ),
         "batch_norm": lambda: losses.batch_norm(t.moments, config.batch_norm_form),
         "one_hot": lambda: losses.one_hot(t.logits),
         "class_balance": lambda: losses.class_balance(t.logits),
+        "sample_entropy": lambda: losses.sample_entropy(t.logits),
         "activation": lambda: losses.activation(t.features),
         "tv": lambda: losses.total_variation(x),
         "l2": lambda: losses.image_norm(x),
@@ -73,8 +79,8 @@ def supervised_terms(config: Config, round_index: int, s: Answer, labels: Tensor
     return {"cross_entropy": (1.0, losses.cross_entropy(s.logits, labels, task.load(config.task).ignore_index))}
 
 
-def _alternating(config: Config) -> list[Turn]:
-    """k student turns and one generator turn, fresh z each time; UserError where the generator has nothing to seek."""
+def _check_sought(config: Config) -> None:
+    """UserError where in some round the generator has nothing to seek."""
     weights: list[Weight] = list(vars(config.weights).values())
     changes = {0.0} | {start for weight in weights if isinstance(weight, list) for start, _ in weight}
     for start in sorted(changes):
@@ -82,12 +88,49 @@ def _alternating(config: Config) -> list[Turn]:
             raise UserError(
                 f"weights: all are 0 from round {start:g}, the generator has nothing to seek: set one above 0"
             )
-    student = Turn("student", "latents", student_terms)
-    return [student] * config.student_steps + [Turn("generator", "latents", generator_terms)]
+
+
+def _num_replayed(config: Config) -> int:
+    """Student turns of a round that draw from the pool; UserError where the share is none of them."""
+    share, steps = config.replay.share, config.student_steps
+    count = math.floor(share * steps + 1e-9)
+    if share and not count:
+        raise UserError(f"replay.share={share:g} of student_steps={steps} is no turn: set it to {1 / steps:g} or more")
+    if share and ever(config.student.attention):
+        raise UserError(f"replay.share={share:g}: the pool keeps no feature maps: set student.attention=0")
+    return count
+
+
+def _refuse_replay(config: Config, reason: str) -> None:
+    if config.replay.share:
+        raise UserError(f"replay.share={config.replay.share:g}: method={config.method} has no replay, {reason}: set 0")
+
+
+def _alternating(config: Config) -> list[Turn]:
+    """k student turns, the last of them replayed where some are, and one generator turn, fresh z each time."""
+    _check_sought(config)
+    fresh, replayed = (Turn("student", source, student_terms) for source in ("latents", "pool"))
+    count = _num_replayed(config)
+    students = [fresh] * (config.student_steps - count) + [replayed] * count
+    return [*students, Turn("generator", "latents", generator_terms)]
+
+
+def _from_one_batch(config: Config) -> list[Turn]:
+    """k student turns, and one generator turn on the last one's z: with k = 1 both learn from the same batch."""
+    return [*_alternating(config)[:-1], Turn("generator", "same", generator_terms)]
+
+
+def _after_the_generator(config: Config) -> list[Turn]:
+    """One generator turn, then k student turns on its z, which make the same images for all k."""
+    _check_sought(config)
+    _refuse_replay(config, "its student learns from one batch until the generator has made another")
+    students = [Turn("student", "same", student_terms)] * config.student_steps
+    return [Turn("generator", "latents", generator_terms), *students]
 
 
 def _on_real_data(config: Config) -> list[Turn]:
     """k student turns on real images."""
+    _refuse_replay(config, "it generates no images")
     return [Turn("student", "data", student_terms)] * config.student_steps
 
 
@@ -99,6 +142,9 @@ def _supervised(config: Config) -> list[Turn]:
 METHODS: dict[str, Method] = {
     "ddad": Method(_alternating),
     "dfad": Method(_alternating, {"paper": {"weights": {"batch_norm": 0.0}}}),
+    "dafl": Method(_from_one_batch, baselines.DAFL),
+    "zskt": Method(_after_the_generator, baselines.ZSKT),
+    "dfq": Method(_alternating, baselines.DFQ),
     "kd": Method(_on_real_data, {"paper": {"discrepancy": "kl", "temperature": 4.0}}, data_free=False),
     "supervised": Method(_supervised, data_free=False, has_teacher=False),
 }

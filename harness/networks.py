@@ -8,8 +8,9 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -204,6 +205,22 @@ def observe_features(module: nn.Module) -> Iterator[list[Tensor]]:
         yield found
     finally:
         handle.remove()
+
+
+@contextmanager
+def observe_maps(layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
+    """Inside, the list holds what each of the layers answered last: [B, C, h, w] each, in the layers' order."""
+    found: list[Tensor] = [Tensor()] * len(layers)
+
+    def hook(place: int, layer: nn.Module, inputs: object, output: Tensor) -> None:
+        found[place] = output
+
+    handles = [layer.register_forward_hook(partial(hook, place)) for place, layer in enumerate(layers)]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def num_parameters(module: nn.Module) -> int:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from harness import optimizers
+from harness import networks, optimizers
 from harness.config import Optimizer
 from harness.errors import Diverged
 from harness.moments import NormLayer
-from harness.terms import Terms
+from harness.terms import Answer, Terms
 
 
 class Engine(Protocol):
@@ -87,6 +87,7 @@ class Player:
         self.num_updates = num_updates
         self.updates = 0
         self.health = health
+        self.layers: Sequence[nn.Module] = ()  # those whose outputs its terms compare
         self.parameters = [p for p in self.module.parameters() if p.requires_grad]
         self.norms = [m for m in self.module.modules() if isinstance(m, NormLayer) and m.track_running_stats]
         self._learn(False)
@@ -103,6 +104,11 @@ class Player:
     def __call__(self, inputs: Tensor) -> Tensor:
         """Forward in the player's own turn."""
         return self.engine(inputs)
+
+    def answer(self, x: Tensor) -> Answer:
+        """Forward in the player's own turn: logits, and the maps of `layers`."""
+        with networks.observe_maps(self.layers) as found:
+            return Answer(self(x), maps=found)
 
     def guest(self, inputs: Tensor) -> Tensor:
         """Forward in someone else's turn: the bare network, because engines expect to be the one that learns."""

@@ -33,6 +33,8 @@ def check(values: Mapping[str, Any], num_channels: int) -> None:
     }
     for path, known in named.items():
         need(values[path] in (None, *known), path, f"one of {', '.join(known)}")
+    need(0 <= values["replay.share"] < 1, "replay.share", "a share of the student's turns, from 0 to below 1")
+    need(0 < values["replay.memory"] < math.inf, "replay.memory", "MiB above 0")
     need(values["classes"] >= 2, "classes", "the number of classes, at least 2")
     parts = values["micro_batches"]
     need(values["batch_size"] % parts == 0, "micro_batches", f"a divisor of batch_size={values['batch_size']}")
@@ -63,7 +65,7 @@ def check(values: Mapping[str, Any], num_channels: int) -> None:
         rising = falls == sorted(falls) and all(0 < fall < 1 for fall in falls)
         need(rising, f"{player}.milestones", "rising fractions of the run, each in (0, 1)")
     for path, value in values.items():
-        if path.startswith("weights."):
+        if path.startswith("weights.") or path == "student.attention":
             _check_weight(path, value)
 
 

@@ -34,6 +34,12 @@ class Answer:
     """Input of the last layer, [B, F] or [B, F, h, w], where it was asked for."""
     moments: Sequence[LayerMoments] = field(default_factory=tuple)
     """Batch statistics at the batch-norm layers, where they were asked for."""
+    maps: Sequence[Tensor] = field(default_factory=tuple)
+    """Feature maps [B, C, h, w] inside the network, where they were asked for."""
+
+
+Ask = Callable[[], Answer]
+"""Asks a network for its answer, where a term needs it."""
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,7 @@ def check_weights(weights: Weights) -> None:
 
     Then gradients pass through all of its blocks; one that they enter from its middle would not be gathered.
     """
-    terms = [weights.adversarial, weights.one_hot, weights.class_balance]
+    terms = [weights.adversarial, weights.one_hot, weights.class_balance, weights.sample_entropy]
     changes = {0.0} | {start for weight in terms if isinstance(weight, list) for start, _ in weight}
     for start in sorted(changes):
         if not any(weight_at(weight, math.ceil(start)) for weight in terms):

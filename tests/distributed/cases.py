@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save, save_file
@@ -40,6 +41,13 @@ STUDENT = f"{Path(__file__).with_name('bare_networks.py')}:student"
 BARE: Overlay = {"student": {"network": STUDENT}, "generator": {"network": "bare"}, "sync_batch_norm": False}
 """Nothing that is trained holds a batch norm."""
 
+
+def _method(name: str) -> dict[str, Any]:
+    """A method's own settings over those of the cases, for fewer turns."""
+    values = methods.METHODS[name].variants["paper"]
+    return merge(values, {"method": name, "rounds": 10, "student_steps": min(values["student_steps"], 3)})
+
+
 CASES: dict[str, Overlay] = {
     "sgd": {},
     "adam": {"student": {"optimizer": "adam", "lr": 1e-3}},
@@ -48,6 +56,17 @@ CASES: dict[str, Overlay] = {
     "bare, sgd": BARE,
     "bare, adam": merge(BARE, {"student": {"optimizer": "adam", "lr": 1e-3}}),
     "micro-batches": {"micro_batches": 2, "batch_size": 16},
+    "dafl": _method("dafl"),
+    "zskt": _method("zskt"),
+    "zskt, micro-batches": merge(_method("zskt"), {"micro_batches": 2, "batch_size": 16}),
+    "dfq": _method("dfq"),
+    "replay": {"student_steps": 3, "replay": {"share": 0.4, "memory": 0.05}},
+    "replay, micro-batches": {
+        "student_steps": 3,
+        "replay": {"share": 0.7, "memory": 0.05, "storage": "fp16", "place": "device"},
+        "micro_batches": 2,
+        "batch_size": 16,
+    },
 }
 
 
@@ -132,10 +151,11 @@ def evaluate_digits(out: Path) -> None:
 def resumed(out: Path, start: int, over: Overlay) -> None:
     """For `ranks.run`: ten rounds from `start` on of a run whose checkpoints are in `out`."""
     machine = build(over)
-    state_before = checkpoint.restore(out, machine.players, machine.runtime.first)
+    state_before = checkpoint.restore(out, machine.players, machine.runtime.first, machine.sources.take)
     assert (state_before or {"round": 0})["round"] == start
     play(machine, start, 10)
-    checkpoint.store(out, machine.players, {"round": start + 10}, 9, machine.runtime.first)
+    kept = machine.sources.kept(start + 10)
+    checkpoint.store(out, machine.players, {"round": start + 10}, 9, machine.runtime.first, kept)
     leave()
 
 

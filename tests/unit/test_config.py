@@ -27,6 +27,7 @@ def test_every_field_has_a_docstring() -> None:
         "teacher",
         "student",
         "generator",
+        "replay",
         "input",
         "data",
         "teach",

@@ -85,6 +85,25 @@ def test_activation_is_minus_the_mean_absolute_feature() -> None:
     assert value(losses.activation(logits([1, -2], [3, 0]))) == pytest.approx(-1.5)
 
 
+def test_sample_entropy_is_a_mean_over_predictions() -> None:
+    expected = -(0.7 * math.log(0.7) + 0.3 * math.log(0.3))
+    assert value(losses.sample_entropy(logits(P))) == pytest.approx(expected)
+    assert value(losses.sample_entropy(logits(P, Q))) == pytest.approx((expected + math.log(2)) / 2)
+    assert value(losses.sample_entropy(logits([900, -900]))) == 0.0
+
+
+def test_attention_compares_where_maps_are_active() -> None:
+    t = torch.tensor([[[[3.0, 0.0]], [[3.0, 4.0]]]], dtype=torch.float64)  # squares over channels: 9, 8
+    s = torch.tensor([[[[1.0, 0.0]]]], dtype=torch.float64)  # one channel: 1, 0
+    norm = math.hypot(9, 8)
+    expected = ((9 / norm - 1) ** 2 + (8 / norm) ** 2) / 2
+    assert value(losses.attention([t], [s])) == pytest.approx(expected)
+    assert value(losses.attention([t, t], [s, s])) == pytest.approx(2 * expected)
+    both = torch.cat([t, t]), torch.cat([s, t.square().mean(1, keepdim=True).sqrt()])  # the second one agrees
+    assert value(losses.attention([both[0]], [both[1]])) == pytest.approx(expected / 2)
+    assert value(losses.attention([5 * t], [t])) == pytest.approx(0)
+
+
 def test_total_variation_sums_four_directions_a_sample() -> None:
     x = torch.tensor([[[[0.0, 1.0], [2.0, 4.0]]]])
     across, down = math.hypot(1, 2), math.hypot(2, 3)

@@ -101,9 +101,10 @@ def test_a_weight_follows_its_schedule() -> None:
 def test_draws_depend_on_seed_round_and_turn() -> None:
     first = build()
     assert first.generator is not None
-    x = [first._latents(*place, 0) for place in ((0, 0), (0, 1), (1, 0))] + [build({"seed": 1})._latents(0, 0, 0)]
+    x = [first.sources.latents(*place, 0) for place in ((0, 0), (0, 1), (1, 0))]
+    x.append(build({"seed": 1}).sources.latents(0, 0, 0))
     assert len({tuple(z.flatten().tolist()) for z in x}) == 4
-    assert torch.equal(x[0], build()._latents(0, 0, 0))
+    assert torch.equal(x[0], build().sources.latents(0, 0, 0))
 
 
 def test_dropout_is_reseeded_so_that_a_turn_repeats() -> None:

@@ -1,0 +1,111 @@
+"""Where a turn's images come from: fresh latents, the same latents again, the pool of earlier ones, or real data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+
+from torch import Tensor
+
+from harness import task as tasks
+from harness.adversarial import Teacher
+from harness.config import Config
+from harness.data import TrainingBatches
+from harness.distributed.runtime import Runtime
+from harness.latents import latents, shard
+from harness.methods import Turn
+from harness.players import Player
+from harness.pool import Pool
+from harness.terms import Answer
+
+
+class Sources:
+    """Images for every turn; each draw is a function of (seed, round, turn, row in the global batch)."""
+
+    def __init__(
+        self, config: Config, runtime: Runtime, turns: list[Turn], generator: Player | None, teacher: Teacher | None
+    ) -> None:
+        self.config, self.runtime, self.turns = config, runtime, turns
+        self.generator, self.teacher = generator, teacher
+        self._batches: Iterator[tuple[Tensor, Tensor]] | None = None
+        self._taught: dict[int, tuple[Tensor, Answer]] = {}
+        fresh = [place for place, turn in enumerate(turns) if (turn.kind, turn.source) == ("student", "latents")]
+        replays = any(turn.source == "pool" for turn in turns)
+        self.pool = Pool(config, runtime, fresh) if replays else None
+
+    def latents(self, round_index: int, turn_index: int, part: int) -> Tensor:
+        """This process's rows of z [b, Z] for a micro-batch; those of the turn it shares them with, where it does."""
+        if self.turns[turn_index].kind == "generator":
+            self._taught.clear()  # what was generated before it learns is not what the same latents give after
+        while self.turns[turn_index].source != "latents":
+            turn_index -= 1
+        total = self.config.batch_size
+        keys = (self.config.seed, "latents", round_index, turn_index)
+        z = latents(self._rows(part), total, self.config.generator.latent_size, *keys)
+        return z.to(self.runtime.device, self.runtime.dtype)
+
+    def lesson(self, round_index: int, turn_index: int, part: int) -> tuple[Callable[[], Tensor], Teacher]:
+        """For a student's turn: what gives its images, and who says what they are."""
+        assert self.teacher is not None
+        source, place = self.turns[turn_index].source, (round_index, turn_index, part)
+        if source == "data":
+            return lambda: self.real(*place)[0], self.teacher
+        if source == "same":
+            return partial(self._again, *place), lambda x: self._taught[part][1]
+        if source == "pool":
+            assert self.pool
+            x, t = self.pool.draw(*place)
+            return lambda: x, lambda x: t
+        if self.pool:
+            return partial(self._keep, self.pool, *place), partial(self._ask, self.pool, *place)
+        return partial(self._invent, *place), self.teacher
+
+    def kept(self, done: int) -> dict[str, Tensor]:
+        """What a checkpoint after `done` rounds has to hold so that the same images come again."""
+        return self.pool.tensors(done) if self.pool else {}
+
+    def take(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes over what `kept` gave."""
+        if self.pool:
+            self.pool.load(tensors)
+
+    def real(self, round_index: int, turn_index: int, part: int) -> tuple[Tensor, Tensor]:
+        """The next batch of real images and labels; a resumed run takes the stream up where it stood."""
+        if self._batches is None:
+            data = tasks.load(self.config.task).dataset(self.config, "train", augment=True)
+            parts = self.config.micro_batches
+            stream = TrainingBatches(
+                data, self.config.batch_size // parts, self.config.seed, self.config.data.workers,
+                self.runtime.rank, self.runtime.world_size,
+            )  # fmt: skip
+            self._batches = stream.batches((round_index * len(self.turns) + turn_index) * parts + part)
+        x, labels = next(self._batches)
+        return x.to(self.runtime.device, self.runtime.dtype), labels.to(self.runtime.device)
+
+    def _rows(self, part: int) -> range:
+        """This process's rows of a micro-batch, in the global batch."""
+        size = self.config.batch_size // self.config.micro_batches
+        own = shard(size, self.runtime.rank, self.runtime.world_size)
+        return range(part * size + own.start, part * size + own.stop)
+
+    def _invent(self, round_index: int, turn_index: int, part: int) -> Tensor:
+        assert self.generator is not None
+        return self.generator.guest(self.latents(round_index, turn_index, part))
+
+    def _keep(self, pool: Pool, round_index: int, turn_index: int, part: int) -> Tensor:
+        """Fresh images as the pool stores them: what the student learns now is what it will be shown again."""
+        return pool.keep(round_index, turn_index, part, self._invent(round_index, turn_index, part))
+
+    def _ask(self, pool: Pool, round_index: int, turn_index: int, part: int, x: Tensor) -> Answer:
+        assert self.teacher is not None
+        t = self.teacher(x)
+        pool.answered(round_index, turn_index, part, t)
+        return t
+
+    def _again(self, round_index: int, turn_index: int, part: int) -> Tensor:
+        """Images of the same latents; until the generator learns they are the same, and so is what they are."""
+        if part not in self._taught:
+            assert self.teacher is not None
+            x = self._invent(round_index, turn_index, part)
+            self._taught[part] = (x, self.teacher(x))
+        return self._taught[part][0]

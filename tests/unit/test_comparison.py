@@ -1,0 +1,99 @@
+"""The arithmetic of benchmarks.methods: pairs, intervals, ties, arrivals, and what is not run again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import methods
+from benchmarks.comparison import by_method, draw, paired, spread, table, told
+from benchmarks.methods import Run
+from harness.errors import UserError
+
+
+def row(method: str, seed: int, score: float, **other: Any) -> dict[str, Any]:
+    curve = [[10.0, 0.5], [20.0, score]]
+    usual = {"variant": "paper", "agreement": score, "seconds": 20.0, "memory": 100.0, "trials": 0, "curve": curve}
+    return {"suite": "digits", "budget": "updates=10", "words": [], "method": method, "seed": seed, "score": score,
+            **usual, **other}  # fmt: skip
+
+
+def test_a_difference_is_of_pairs() -> None:
+    """Differences -1, -2, -3: mean -2, deviation 1, and Student's t of 2 degrees of freedom is 4.302653."""
+    found = paired({0: 5.0, 1: 9.0, 2: 20.0, 7: 1.0}, {0: 4.0, 1: 7.0, 2: 17.0, 8: 0.0})
+    assert found and found.interval
+    half = 4.302653 / 3**0.5
+    assert found.mean == pytest.approx(-2)
+    assert found.interval == pytest.approx((-2 - half, -2 + half), abs=1e-5)
+    assert found.tie
+
+
+def test_a_tie_is_an_interval_that_holds_zero() -> None:
+    apart = paired({0: 0.9, 1: 0.8, 2: 0.7}, {0: 0.7, 1: 0.6, 2: 0.501})
+    assert apart and not apart.tie and told(apart).startswith("-19.97 [-20.11, -19.82]")
+    tied = paired({0: 0.9, 1: 0.8}, {0: 0.8, 1: 0.85})
+    assert tied and tied.tie and told(tied).endswith(", a tie")
+    same = paired({0: 0.9, 1: 0.8}, {0: 0.9, 1: 0.8})
+    assert same and same.tie
+    single = paired({0: 0.9}, {0: 0.8})
+    assert single and not single.tie and told(single) == "-10.00 (one seed)"
+    assert told(paired({0: 0.9}, {1: 0.8})) == "no seed in common"
+
+
+def test_spread_is_the_deviation_over_seeds() -> None:
+    assert spread([0.5, 0.7]) == "60.00 ± 14.14"
+    assert spread([0.5]) == "50.00"
+
+
+def test_the_table_has_the_best_first_and_a_dash_for_who_never_arrives() -> None:
+    rows = [row("slow", seed, 0.6) for seed in (0, 1)] + [row("best", 0, 0.9), row("best", 1, 0.8)]
+    rows += [row("late", seed, 0.81, variant="other", memory=None) for seed in (0, 1)]
+    lines = table(rows).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+    assert [line[0] for line in cells] == ["best", "late (other)", "slow"]
+    assert [line[5] for line in cells[:1]] == ["best"] and "a tie" in cells[1][5]
+    assert [line[7] for line in cells] == ["-", "20", "-"], "0.95 * 0.85 = 0.8075: one of the best's seeds stays below"
+    assert [line[8] for line in cells] == ["100", "-", "100"]
+    assert list(by_method(rows)) == ["best", "late (other)", "slow"]
+
+
+def test_a_figure_is_drawn(tmp_path: Path) -> None:
+    draw([row("one", 0, 0.5), row("two", 0, 0.6)], tmp_path / "new" / "figure.png", "title")
+    assert (tmp_path / "new" / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_equal_updates_are_rounds_by_the_methods_own_turns() -> None:
+    rounds = {name: methods.rounds_of(Run("digits", name, 0, ()), ("updates", 1200), []) for name in methods.DATA_FREE}
+    assert rounds == {"ddad": 240, "dfad": 240, "dafl": 1200, "zskt": 120, "dfq": 120}
+    words = ("student_steps=10", "replay.share=0.5")
+    assert methods.rounds_of(Run("digits", "ddad", 0, words), ("updates", 1200), []) == 120
+
+
+def test_equal_time_needs_a_measured_speed() -> None:
+    run = Run("digits", "ddad", 3, ())
+    with pytest.raises(UserError, match="the speed of ddad on digits is not known: run with --rates first"):
+        methods.rounds_of(run, ("seconds", 60), [row("ddad", 0, 0.5)])
+    rate = row("ddad", 0, 0.5, budget="rate", rounds_per_second=2.5)
+    assert methods.rounds_of(run, ("seconds", 60), [rate]) == 150
+
+
+def test_what_is_finished_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(methods, "RESULTS", tmp_path)
+    methods.add(tmp_path / "digits.jsonl", row("ddad", 0, 0.5))
+    monkeypatch.setattr(methods.subprocess, "Popen", None)  # a run that were started would fail
+    found = methods.compare("digits", ["ddad"], [0], ("updates", 10), [])
+    assert "| ddad | 0 | 0 | 50.00 | 50.00 | best |" in found
+    assert len(methods.read(tmp_path / "digits.jsonl")) == 1
+    assert json.loads((tmp_path / "digits.jsonl").read_text())["seed"] == 0
+    rows = methods.read(tmp_path / "digits.jsonl")
+    for other in (Run("digits", "ddad", 1, ()), Run("digits", "ddad:x", 0, ()), Run("digits", "ddad", 0, ("a=1",))):
+        assert methods.matching(rows, other, "updates=10") is None
+
+
+@pytest.mark.parametrize("suite", methods.SUITES)
+def test_every_suite_resolves(suite: str) -> None:
+    for name in methods.DATA_FREE:
+        assert Run(suite, name, 0, ()).steps() >= 1
