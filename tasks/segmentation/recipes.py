@@ -122,7 +122,8 @@ def camvid_resnet18_mobilenetv2() -> Overlay:
     """CamVid at 180x240, DeepLabV3+ with ResNet-18 into MobileNetV2: the pair that a CPU can do.
 
     ddad teach camvid-resnet18-mobilenetv2 && ddad distill camvid-resnet18-mobilenetv2
-    Here: not yet measured.
+    Here, one thread of a 2-core VM, seeds 0-2: teacher .378 (21 minutes), student .191 +- .035 (6 minutes), with
+    method=dfad .043 +- .005, with method=kd .231 +- .013; 0.08 % of the images of the papers' schedule.
     """
     return _small("camvid")
 
