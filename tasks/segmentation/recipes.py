@@ -132,7 +132,7 @@ def nyuv2_resnet18_mobilenetv2() -> Overlay:
     """NYUv2 (13 classes) at 180x240, DeepLabV3+ with ResNet-18 into MobileNetV2: the pair that a CPU can do.
 
     ddad teach nyuv2-resnet18-mobilenetv2 && ddad distill nyuv2-resnet18-mobilenetv2
-    Here: not yet measured.
+    Here, as above: teacher .163, student .061 +- .008 over seeds 0-2 (5 minutes each); 0.05 % of the papers' images.
     """
     return merge(_small("nyuv2"), {"rounds": 60, "teach": {"epochs": 20}})
 
