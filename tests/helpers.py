@@ -8,6 +8,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from tests.forking import Command
+
 ROOT = Path(__file__).resolve().parents[1]
 """The project's folder."""
 
@@ -28,13 +30,6 @@ def run_ddad(
 
     The caller asserts `returncode`. subprocess.TimeoutExpired when it takes longer.
     """
-    return subprocess.run(
-        [*DDAD, *args],
-        cwd=cwd,
-        env=environment(env),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
+    command = Command(args, cwd, environment(env))
+    code = command.wait(timeout)
+    return subprocess.CompletedProcess(args, code, *command.communicate())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import socket
 import sys
@@ -13,18 +12,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
-    [
-        "harness.cli",
-        "harness.distill",
-        "harness.progress",
-        "tasks.classification.data",
-        "tasks.classification.task",
-        "torchmetrics.classification",
-        "sklearn.datasets",
-    ]
-)
+from tests.forking import CONTEXT
 
 
 def free_port() -> int:
@@ -43,7 +31,7 @@ def start(world_size: int, work: Callable[..., object], *args: object) -> list[B
     found: list[BaseProcess] = []
     for rank in range(world_size):
         own = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        found.append(_CONTEXT.Process(target=_begin, args=(own, work, args)))
+        found.append(CONTEXT.Process(target=_begin, args=(own, work, args)))
         found[-1].start()
     return found
 

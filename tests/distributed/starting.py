@@ -19,8 +19,9 @@ from tests.helpers import environment
 ROUNDS = 20
 
 TINY = ("digits", f"rounds={ROUNDS}", "batch_size=16", "teacher.checkpoint=untrained", "precision=fp64",
+        "student.network=cnn4", "generator.width=8", "student_steps=2", "data.name=none",
         "tracking.uri=none", "pictures=false", "log_every=1", "checkpoint.every=1")  # fmt: skip
-"""A run of seconds."""
+"""A run of a second; what test images would need takes longer to import."""
 
 SCRIPTS = Path(sys.executable).parent
 """Where `accelerate` and `torchrun` are."""

@@ -24,6 +24,7 @@ from torch import Tensor
 from harness import cli, resolve
 from harness.config import Config
 from tests import helpers
+from tests.forking import Command
 from tests.helpers import DDAD, environment
 
 CPU = {"ACCELERATE_USE_CPU": "true"}
@@ -136,9 +137,12 @@ class Run:
 
 
 def timed_ddad(*words: str, cwd: Path) -> tuple[subprocess.CompletedProcess[str], float]:
-    """The command, and the CPU seconds it took."""
+    """The command as a shell would start it, and the CPU seconds it took."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = run_ddad(*words, cwd=cwd)
+    done = subprocess.run(
+        [*DDAD, *words], cwd=cwd, env=environment(CPU), stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        timeout=300, check=False,
+    )  # fmt: skip
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return done, after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
 
@@ -186,12 +190,9 @@ def only(place: Path, pattern: str) -> Path:
 
 
 @contextmanager
-def started(*words: str, cwd: Path) -> Iterator[subprocess.Popen[str]]:
+def started(*words: str, cwd: Path) -> Iterator[Command]:
     """`ddad WORDS` running by itself, killed when the block ends if it still is."""
-    process = subprocess.Popen(
-        [*DDAD, *words], cwd=cwd, env=environment(CPU), stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    process = Command(words, cwd, environment(CPU))
     try:
         yield process
     finally:
@@ -200,7 +201,7 @@ def started(*words: str, cwd: Path) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
-def wait(process: subprocess.Popen[str], happened: Callable[[], bool], seconds: float = 300) -> None:
+def wait(process: Command, happened: Callable[[], bool], seconds: float = 300) -> None:
     """Until something happens, while the process runs."""
     end = time.monotonic() + seconds
     while not happened():

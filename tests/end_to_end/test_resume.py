@@ -8,13 +8,27 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.end_to_end.conftest import TEACHER, Ddad, contents, copy_teacher, only, rows, run_ddad, sha256, started, wait
+from tests.end_to_end.conftest import (
+    CPU,
+    TEACHER,
+    Ddad,
+    contents,
+    copy_teacher,
+    only,
+    rows,
+    run_ddad,
+    sha256,
+    started,
+    wait,
+)  # fmt: skip
+from tests.helpers import DDAD, environment
 
 ROUNDS = 60
 
@@ -62,8 +76,8 @@ def end_by(place: Path, number: signal.Signals, target: int) -> subprocess.Compl
     with started(*RUN, cwd=place) as process:
         wait(process, logged(place, target))
         process.send_signal(number)
-        out, err = process.communicate(timeout=300)
-    return subprocess.CompletedProcess(RUN, process.returncode, out, err)
+        code = process.wait(300)
+    return subprocess.CompletedProcess(RUN, code, *process.communicate())
 
 
 @pytest.mark.slow
@@ -109,8 +123,11 @@ def test_stopped_by_signals_and_taken_up_with_other_intervals(workplace: Path, w
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signal_before_there_is_a_run_ends_at_once(workplace: Path, number: signal.Signals, code: int) -> None:
     before = contents(workplace)
-    with started(*RUN, cwd=workplace) as process:
-        wait(process, lambda: "libtorch_cpu" in Path(f"/proc/{process.pid}/maps").read_text())
+    with subprocess.Popen(
+        [*DDAD, *RUN], cwd=workplace, env=environment(CPU), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        while "libtorch_cpu" not in Path(f"/proc/{process.pid}/maps").read_text():
+            time.sleep(0.01)
         process.send_signal(number)
         out, err = process.communicate(timeout=300)
     assert (process.returncode, out, err) == (code, "", "")
