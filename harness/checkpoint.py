@@ -3,6 +3,7 @@
 round-00000240.safetensors
 <player>/model/<parameter or buffer>
 <player>/optimizer/<parameter>/<state>
+<player>/average/<parameter or buffer>     where a run averages weights
 <other>/<name>                             where a run has more to keep than its players: `pool`
 metadata "state": JSON, what else a resumed run needs (round, updates, seconds so far ...)
 """
@@ -84,6 +85,8 @@ def restore(
                 "give another --output"
             )
         player.engine.load(weights, _under(tensors, f"{name}/optimizer/"))
+        if player.average:
+            player.average.load(_under(tensors, f"{name}/average/"))
         player.updates = state["updates"][name]
     take(tensors)
     return state
@@ -113,7 +116,9 @@ def _all(folder: Path) -> list[Path]:
 def _tensors(player: Player) -> dict[str, Tensor]:
     """Everything a player needs to go on, by name."""
     weights = {f"{player.name}/model/{name}": value for name, value in player.engine.weights().items()}
-    return weights | {f"{player.name}/optimizer/{name}": value for name, value in player.engine.moments().items()}
+    moments = {f"{player.name}/optimizer/{name}": value for name, value in player.engine.moments().items()}
+    average = player.average.tensors() if player.average else {}
+    return weights | moments | {f"{player.name}/average/{name}": value for name, value in average.items()}
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

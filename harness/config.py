@@ -100,6 +100,8 @@ class Student(Optimizer):
     """Keyword arguments of the network."""
     weight_decay: float = 5e-4
     """L2 penalty added to the gradient."""
+    average: float = 0.0
+    """Share of the run's updates over which its weights are averaged, for evaluation and as result; 0: they are not."""
     attention: Weight = 0.0
     """Weight of attention transfer at inner feature maps, beside the discrepancy, whose weight is 1."""
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from harness import building, maps
 from harness.adversarial import generator_turn, student_turn, supervised_turn
+from harness.average import Average
 from harness.config import Config, Optimizer, ever
 from harness.distributed.runtime import Runtime
 from harness.latents import latents, mix
@@ -55,6 +56,8 @@ class Machine:
         self.players = {name: self._player(name, module) for name, module in modules.items()}
         self.student, self.generator = self.players["student"], self.players.get("generator")
         self.student.layers = own
+        if config.student.average:
+            self.student.average = Average(self.student.module, config.student.average * self.student.num_updates)
         self.sources = Sources(config, runtime, turns, self.generator, self.teacher)
 
     def play(self, round_index: int, turn_index: int, part: int = 0) -> Terms:
@@ -85,11 +88,11 @@ class Machine:
         return found | ({"generator": building.generator} if generates else {})
 
     def _whole(self, player: Player, build: Callable[[Config], nn.Module]) -> nn.Module:
-        """A player's network for use by one process alone: its own layers may need all processes at once."""
-        if self.runtime.world_size == 1:
+        """A player's network as the run hands it over, for one process alone: its own layers may need all at once."""
+        if self.runtime.world_size == 1 and not player.average:
             return player.module
         module = self.runtime.arrange(build(self.config)).train()
-        module.load_state_dict(player.engine.weights())
+        module.load_state_dict(player.outcome())
         return module
 
     def _whole_teacher(self) -> nn.Module | None:

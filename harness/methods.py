@@ -139,8 +139,14 @@ def _supervised(config: Config) -> list[Turn]:
     return [Turn("supervised", "data", supervised_terms)]
 
 
+_SWIFT: Overlay = {
+    "replay": {"share": 0.8},
+    "student": {"lr": 0.2, "schedule": "constant", "average": 0.05},
+}
+"""DDAD whose student learns four times of five from earlier images, at a steady pace, and is averaged."""
+
 METHODS: dict[str, Method] = {
-    "ddad": Method(_alternating),
+    "ddad": Method(_alternating, {"paper": {}, "swift": _SWIFT}),
     "dfad": Method(_alternating, {"paper": {"weights": {"batch_norm": 0.0}}}),
     "dafl": Method(_from_one_batch, baselines.DAFL),
     "zskt": Method(_after_the_generator, baselines.ZSKT),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from harness import networks, optimizers
+from harness.average import Average
 from harness.config import Optimizer
 from harness.errors import Diverged
 from harness.moments import NormLayer
@@ -87,6 +88,7 @@ class Player:
         self.num_updates = num_updates
         self.updates = 0
         self.health = health
+        self.average: Average | None = None  # of its weights, where it is the average that the run is for
         self.layers: Sequence[nn.Module] = ()  # those whose outputs its terms compare
         self.parameters = [p for p in self.module.parameters() if p.requires_grad]
         self.norms = [m for m in self.module.modules() if isinstance(m, NormLayer) and m.track_running_stats]
@@ -125,6 +127,12 @@ class Player:
             progress = self.updates / self.num_updates
             self.engine.step(optimizers.learning_rate(self.settings, progress), ended)
             self.updates += 1
+            if self.average:
+                self.average.update(self.updates)
+
+    def outcome(self) -> dict[str, Tensor]:
+        """The weights that the run is for: the last ones or their average; every process has to ask."""
+        return self.average.weights() if self.average else self.engine.weights()
 
     def _learn(self, learning: bool) -> None:
         for parameter in self.parameters:

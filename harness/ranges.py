@@ -35,6 +35,10 @@ def check(values: Mapping[str, Any], num_channels: int) -> None:
         need(values[path] in (None, *known), path, f"one of {', '.join(known)}")
     need(0 <= values["replay.share"] < 1, "replay.share", "a share of the student's turns, from 0 to below 1")
     need(0 < values["replay.memory"] < math.inf, "replay.memory", "MiB above 0")
+    need(0 <= values["student.average"] < 1, "student.average", "a share of the run's updates, from 0 to below 1")
+    shards = values["distributed.strategy"] in ("fsdp", "deepspeed")
+    sharded = f"0 under distributed.strategy={values['distributed.strategy']}, where no process holds the whole network"
+    need(not (values["student.average"] and shards), "student.average", sharded)
     need(values["classes"] >= 2, "classes", "the number of classes, at least 2")
     parts = values["micro_batches"]
     need(values["batch_size"] % parts == 0, "micro_batches", f"a divisor of batch_size={values['batch_size']}")

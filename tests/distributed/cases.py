@@ -61,6 +61,7 @@ CASES: dict[str, Overlay] = {
     "zskt, micro-batches": merge(_method("zskt"), {"micro_batches": 2, "batch_size": 16}),
     "dfq": _method("dfq"),
     "replay": {"student_steps": 3, "replay": {"share": 0.4, "memory": 0.05}},
+    "averaged": {"student": {"average": 0.1}},
     "replay, micro-batches": {
         "student_steps": 3,
         "replay": {"share": 0.7, "memory": 0.05, "storage": "fp16", "place": "device"},
@@ -118,11 +119,12 @@ def play(machine: Machine, start: int = 0, rounds: int | None = None) -> None:
 
 def state(machine: Machine) -> dict[str, Tensor]:
     """Weights, buffers and moments by name."""
-    return {
+    found = {
         f"{name}/{key}": value
         for name, player in machine.players.items()
         for key, value in (player.engine.weights() | player.engine.moments()).items()
     }
+    return found | {f"outcome/{key}": value for key, value in machine.student.outcome().items()}
 
 
 def play_cases(out: Path, cases: Mapping[str, Overlay]) -> None:

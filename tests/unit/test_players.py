@@ -102,3 +102,40 @@ def test_a_foreign_or_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match="is damaged"):
         checkpoint.restore(tmp_path, build().players)
+
+
+AVERAGED = {"student": {"average": 0.5}}  # of 8 updates: the last 4, so 3/4 once the warm-up is over
+
+
+def test_the_average_is_the_recursion_over_all_updates() -> None:
+    built = build(AVERAGED)
+    expected = {key: value.clone() for key, value in built.student.module.state_dict().items()}
+    for index in range(built.config.rounds):
+        for turn in range(len(built.turns)):
+            built.play(index, turn)
+            if built.turns[turn].kind == "student":
+                n, own = built.student.updates, built.student.module.state_dict()
+                decay = min(0.75, (1 + n) / (10 + n))
+                expected = {key: decay * expected[key] + (1 - decay) * value for key, value in own.items()}
+    student = built.networks().student
+    assert student is not built.student.module
+    for name, value in student.named_parameters():
+        torch.testing.assert_close(value, expected[name])
+        assert not torch.equal(value, built.student.module.state_dict()[name])
+
+
+def test_the_average_goes_on_to_the_bit(tmp_path: Path) -> None:
+    straight, first, second = build(AVERAGED), build(AVERAGED), build(AVERAGED)
+    play_round(straight, 0)
+    play_round(first, 0)
+    checkpoint.store(tmp_path, first.players, {"round": 1}, keep=1)
+    checkpoint.restore(tmp_path, second.players)
+    for built in (straight, second):
+        play_round(built, 1)
+    one, other = (built.networks().student.state_dict() for built in (straight, second))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_an_average_needs_whole_networks() -> None:
+    with pytest.raises(UserError, match=r"student.average=0.5: expected 0 under distributed.strategy=fsdp"):
+        build({**AVERAGED, "distributed": {"strategy": "fsdp"}})
