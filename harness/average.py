@@ -38,7 +38,7 @@ class Average:
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint holds of it, on the CPU; every process has to ask."""
-        return {name: value.cpu() for name, value in self.weights().items() if name in self._average}
+        return {name: value.contiguous().cpu() for name, value in self.weights().items() if name in self._average}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Takes over what `tensors` gave."""
