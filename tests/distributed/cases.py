@@ -124,7 +124,8 @@ def state(machine: Machine) -> dict[str, Tensor]:
         for name, player in machine.players.items()
         for key, value in (player.engine.weights() | player.engine.moments()).items()
     }
-    return found | {f"outcome/{key}": value for key, value in machine.student.outcome().items()}
+    average = machine.student.average.tensors() if machine.student.average else {}
+    return found | {f"average/{key}": value for key, value in average.items()}
 
 
 def play_cases(out: Path, cases: Mapping[str, Overlay]) -> None:

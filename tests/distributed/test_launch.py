@@ -42,7 +42,7 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_launch_equals_single_process(single: Path, tmp_path: Path) -> None:
     done = run([*DDAD, "launch", "--nproc", "2", *TINY, "--output", "two"], tmp_path)
     assert done.returncode == 0 and done.stderr == "", done
-    assert done.stdout.count("student cnn12") == 1, "one process speaks"
+    assert done.stdout.count("student cnn4") == 1, "one process speaks"
     assert result(tmp_path / "two")["world_size"] == 2
     assert yaml.safe_load((tmp_path / "two/config.yaml").read_text())["distributed"]["world_size"] == 2
     assert 0 < distance(tmp_path / "two", single) < 1e-8
