@@ -250,9 +250,9 @@ class _Budget(tune.Stopper):  # type: ignore[misc]
         self.spent: Spent | None = None
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Takes account of a report; stops no single trial."""
+        """Takes account of a report; whether it is the trial's last, after which no scheduler has a say."""
         self._account().add(trial_id, result["round"])
-        return False
+        return result["outcome"] is not None
 
     def stop_all(self) -> bool:
         """Whether nothing more is to be played."""
