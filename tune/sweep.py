@@ -243,11 +243,15 @@ def _enter(plan: Plan) -> None:
 
 
 class _Budget(tune.Stopper):  # type: ignore[misc]
-    """Ends the sweep where its limits are reached. Ray pickles it: the limits themselves are in the folder."""
+    """Ends the sweep where its limits are reached, and every trial after its last report."""
 
     def __init__(self, plan: Plan) -> None:
         self.folder = plan.folder
         self.spent: Spent | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Ray's state on disk has it: what was spent under which limits is read again from the folder."""
+        return {"folder": self.folder, "spent": None}
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Takes account of a report; whether it is the trial's last, after which no scheduler has a say."""
