@@ -460,7 +460,9 @@ def _part(
         RANK=str(rank), WORLD_SIZE=str(plan.workers), LOCAL_RANK="0", GROUP_RANK=str(rank),
         MASTER_ADDR=address, MASTER_PORT=str(port),
     )  # fmt: skip
-    yield from function(*arguments)
+    for each in function(*arguments):
+        if rank == 0:  # nobody takes what another yields
+            yield each
     leave()
 
 

@@ -1,6 +1,7 @@
 """A student that waits in mid-trial where a file asks for it, so that a test ends processes when it likes.
 
-The file `hold` in the folder of the command names the trial: 1 is the sweep's first. Who waits writes its process to `held`.
+The file `hold` in the folder of the command names the trial: 1 is the sweep's first. Who waits writes its process to
+`held`.
 """
 
 from __future__ import annotations

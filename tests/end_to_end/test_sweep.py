@@ -5,6 +5,7 @@ The command is given in this process: all of it but the start of the interpreter
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import os
@@ -13,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -120,8 +122,12 @@ def give(*words: str, place: Path) -> Said:
             patch.setenv(name, value)
         patch.chdir(place)
         patch.setattr(sys, "argv", ["ddad", *words])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
+        with warnings.catch_warnings():
+            # Ray's own loggers of trials that a sweep does not play to their end.
+            warnings.filterwarnings("ignore", "unclosed file .*/driver_artifacts/", ResourceWarning)
+            with pytest.raises(SystemExit) as ended:
+                cli.main()
+            gc.collect()
     assert isinstance(ended.value.code, int)
     return Said(ended.value.code, out.getvalue(), err.getvalue())
 
@@ -176,7 +182,9 @@ def test_mlflow_holds_the_tree_with_statuses_and_curves(swept: Swept) -> None:
     assert sorted(point.step for point in points) == [2, 4, 6, 8, 10, 12, 14, 16]
     assert swept.run("default").data.tags["mlflow.parentRunId"] == parent.info.run_id
     ends = [expected[row["outcome"]] for row in swept.entries.values()]
-    assert sorted(swept.children.values()) == sorted([*ends, *["FINISHED"] * 5]), "the defaults' and the repetitions' too"
+    assert sorted(swept.children.values()) == sorted([*ends, *["FINISHED"] * 5]), (
+        "the defaults' and the repetitions' too"
+    )
 
 
 @pytest.mark.slow

@@ -109,7 +109,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     kept = (files[0].stat().st_mtime_ns, files[1].stat().st_mtime_ns)
 
     hold(place, 2)
-    asking = threading.Thread(target=lambda: (until(lambda: held(place)), os.kill(os.getpid(), signal.SIGTERM)))
+    asking = threading.Thread(target=ask_to_stop, args=[place])
     asking.start()
     stopped = give(*SWEEP, "--resume", place=place)
     asking.join()
@@ -120,6 +120,12 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     ended = give(*SWEEP, "--resume", "--total-rounds", "70", place=place)
     assert (files[0].stat().st_mtime_ns, files[1].stat().st_mtime_ns) == kept
     return Story(place, first, kept, stopped, after_stop, ended)
+
+
+def ask_to_stop(place: Path) -> None:
+    """As soon as a worker waits."""
+    until(lambda: held(place))
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def leave_running(place: Path, folder: str) -> None:
