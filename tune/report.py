@@ -230,7 +230,7 @@ def _draw(plan: Plan, entries: Sequence[Entry], path: Path) -> None:
     headings = _columns(plan)
     values = [[entry.agreement for entry in judged], [entry.oracle for entry in judged]]
     scores = {
-        name: [math.nan if value is None else 100 * value for value in column]
+        f"{name}, %": [math.nan if value is None else 100 * value for value in column]
         for name, column in zip(headings, values, strict=True)
         if any(value is not None for value in column)
     }
@@ -262,8 +262,9 @@ def best_config(plan: Plan, base: Config, best: Entry) -> Config:
 def _write_best(plan: Plan, base: Config, best: Entry) -> None:
     content = yaml.safe_dump(to_dict(best_config(plan, base, best)), sort_keys=False)
     score = f"{best.objective:.4f}" if best.objective is not None else "none"
+    command = "ddad distill" if plan.workers == 1 else f"ddad launch --nproc {plan.workers}"
     head = (
         f"# The best of a sweep: trial {best.id} ({best.outcome}), {plan.words} {score}.\n"
-        f"# ddad distill --config best.yaml\n{REPLAY.get(plan.scheduler, '')}"
+        f"# {command} --config best.yaml\n{REPLAY.get(plan.scheduler, '')}"
     )
     files.write(plan.folder / "best.yaml", head + content)

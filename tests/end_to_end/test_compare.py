@@ -14,7 +14,6 @@ from harness import folder
 from tests.end_to_end.conftest import DIGITS, SMALL, UNTAUGHT, Ddad, Run, contents, copy_teacher
 from tests.end_to_end.test_sweep import give
 
-
 FOUR = {"a0": (), "a1": ("seed=1",), "a2": ("seed=2",), "b0": ("student.lr=0.03",)}
 """Three seeds of one configuration and one of another."""
 
