@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -160,21 +160,44 @@ class _Coordinate:
 
 
 def _coordinates(part: Any, comparison: Comparison) -> None:
-    """A line a trial through what the trials differ in and what came of it."""
+    """A comparison's trials: what they differ in and what came of it."""
     trials = comparison.trials
     judged_by = comparison.objective.score if comparison.objective else comparison.primary
     wanted = dict.fromkeys((judged_by, comparison.primary, AGREEMENT, GENERATED))
     scores = [score for score in wanted if any(score in trial.scores for trial in trials)][:2]
-    shares = {score: [100 * trial.scores.get(score, math.nan) for trial in trials] for score in scores}
-    coordinates = [_coordinate(path, [trial.config.get(path) for trial in trials]) for path in differing(trials)]
-    coordinates += [_coordinate(tables.heading(comparison, score), values) for score, values in shares.items()]
+    columns = {path: [trial.config.get(path) for trial in trials] for path in differing(trials)}
+    shares = {tables.heading(comparison, score): [100 * trial.scores.get(score, math.nan) for trial in trials]
+              for score in scores}  # fmt: skip
+    _parallel(part, columns, shares, [trial.flaw is not None for trial in trials])
+
+
+def draw_trials(
+    columns: Mapping[str, Sequence[Any]], scores: Mapping[str, Sequence[float]], stopped: Sequence[bool], path: Path
+) -> None:
+    """Writes parallel coordinates of trials alone; the arguments are columns of as many values as there are trials.
+
+    `scores` are percentages, nan where there is none; the first of them gives a line its colour.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(max(8.0, 1.5 * (len(columns) + len(scores)) + 2), 4.6), dpi=120, layout="constrained")
+    _parallel(figure, columns, scores, stopped)
+    with files.atomic(path) as temporary:
+        figure.savefig(temporary)
+
+
+def _parallel(
+    part: Any, columns: Mapping[str, Sequence[Any]], scores: Mapping[str, Sequence[float]], stopped: Sequence[bool]
+) -> None:
+    """A line a trial through its values and its scores, dotted where it was stopped, coloured by the first score."""
+    coordinates = [_coordinate(name, values) for name, values in {**columns, **scores}.items()]
     axes = part.subplots()
-    judged = shares[scores[0]]
-    colours = _scale(part, axes, judged, tables.heading(comparison, scores[0]))
-    for index in sorted(range(len(trials)), key=lambda index: (math.isfinite(judged[index]), judged[index])):
+    name, judged = next(iter(scores.items()))
+    colours = _scale(part, axes, judged, name)
+    for index in sorted(range(len(judged)), key=lambda index: (math.isfinite(judged[index]), judged[index])):
         heights = [coordinate.heights[index] for coordinate in coordinates]
-        stopped = trials[index].flaw is not None
-        axes.plot(heights, color=colours[index], lw=1 if stopped else 1.7, ls=":" if stopped else "-")
+        style = {"lw": 1, "ls": ":"} if stopped[index] else {"lw": 1.7, "ls": "-"}
+        axes.plot(heights, color=colours[index], **style)
     for place, coordinate in enumerate(coordinates):
         axes.axvline(place, color="0.2", lw=0.8, zorder=3)
         for height, text in coordinate.ticks:
@@ -188,9 +211,8 @@ def _coordinates(part: Any, comparison: Comparison) -> None:
     axes.set_ylim(-0.03, 1.03)
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
-    num_stopped = sum(trial.flaw is not None for trial in trials)
-    dotted = f", dotted: {num_stopped} that did not finish" if num_stopped else ""
-    part.suptitle(f"{len(trials)} trials{dotted}", fontsize=10)
+    dotted = f", dotted: {sum(stopped)} that did not finish" if any(stopped) else ""
+    part.suptitle(f"{len(judged)} trials{dotted}", fontsize=10)
 
 
 def _coordinate(name: str, values: Sequence[Any]) -> _Coordinate:

@@ -100,9 +100,14 @@ class Experiment:
     `<folder>/metrics.jsonl` that MLflow does not hold are sent, so that the two agree whatever happened before.
     """
 
-    def __init__(self, config: Config, folder: Path, tags: Mapping[str, Any], warn: Callable[[str], None]) -> None:
-        """`tags` add to recipe, method, variant and seed; None is left out. Another thread calls `warn`."""
-        self._folder, self._warn = folder, warn
+    def __init__(
+        self, config: Config, folder: Path, tags: Mapping[str, Any], warn: Callable[[str], None], again: bool = True
+    ) -> None:
+        """`tags` add to recipe, method, variant and seed; None is left out. Another thread calls `warn`.
+
+        `again`: whether a run that has ended is running again; else it only gets more to hold.
+        """
+        self._folder, self._warn, self._again = folder, warn, again
         self._uri, self._public_uri = _absolute(config.tracking.uri), public(config.tracking.uri)
         self._experiment = config.tracking.experiment
         named = {name: getattr(config, name) for name in ("recipe", "method", "variant", "seed")}
@@ -171,15 +176,19 @@ class Experiment:
 
         self._put(register)
 
-    def close(self, status: Status) -> None:
-        """Sends everything and ends the MLflow run with `status`; gives up after PATIENCE, with a warning."""
+    def close(self, status: Status, patience: float | None = None) -> None:
+        """Sends everything and ends the MLflow run with `status`; gives up after PATIENCE, with a warning.
+
+        `patience`: seconds in place of those.
+        """
         if self._off:
             return
         self._status = status
         self._closing.set()
-        self._thread.join(PATIENCE[status])
+        seconds = PATIENCE[status] if patience is None else patience
+        self._thread.join(seconds)
         if self._thread.is_alive():
-            self._fail(f"no answer within {PATIENCE[status]:g} s of the end")
+            self._fail(f"no answer within {seconds:g} s of the end")
 
     def _put(self, call: Callable[[_Store], object]) -> None:
         if not self._off:
@@ -196,7 +205,8 @@ class Experiment:
                 while not self._calls.empty():
                     self._calls.get()(store)
                 store.flush()
-            store.client.set_terminated(store.run_id, self._status)
+            if store.client.get_run(store.run_id).info.status != self._status:  # one that has it ended when it did
+                store.client.set_terminated(store.run_id, self._status)
         except Exception as error:  # whatever MLflow raises, the run goes on
             self._fail(_reason(error, self._uri))
             self._run_id.put(None)
@@ -206,7 +216,7 @@ class Experiment:
         client = _connect(self._uri)
         experiment_id = _experiment_id(client, self._experiment, self._uri)
         note = self._folder / "mlflow.json"
-        store = _resume(client, note, self._public_uri)
+        store = _resume(client, note, self._public_uri, self._again)
         if store is None:
             run = client.create_run(experiment_id, tags=self._tags, run_name=self._folder.name)
             store = _Store(client, experiment_id, run.info.run_id)
@@ -320,6 +330,23 @@ def require(uri: str) -> None:
         ) from None
 
 
+def settle(uri: str, ends: Mapping[Path, Status], warn: Callable[[str], None]) -> None:
+    """Gives MLflow runs that are still running the status with which they ended, by their run folders.
+
+    Their own processes could not: they were killed, or MLflow took too long for them.
+    """
+    if uri == OFF:
+        return
+    try:
+        client = _connect(_absolute(uri))
+        for folder, status in ends.items():
+            run = _noted(client, folder / "mlflow.json", public(uri))
+            if run is not None and run.info.status == "RUNNING":
+                client.set_terminated(run.info.run_id, status)
+    except Exception as error:  # whatever MLflow raises; the folders hold what happened
+        warn(f"MLflow at {public(uri)} may not say how every run ended ({_reason(error, _absolute(uri))})")
+
+
 def public(uri: str) -> str:
     """A tracking URI without the name and password it may hold."""
     parts = urlsplit(uri)
@@ -395,8 +422,20 @@ def _experiment_id(client: MlflowClient, name: str, uri: str) -> str:
     return str(found.experiment_id)
 
 
-def _resume(client: MlflowClient, note: Path, uri: str) -> _Store | None:
-    """The run that `note` names, running again; None where this store holds no such run."""
+def _resume(client: MlflowClient, note: Path, uri: str, again: bool) -> _Store | None:
+    """The run that `note` names, where `again` running again; None where this store holds no such run."""
+    run = _noted(client, note, uri)
+    if run is None:
+        return None
+    run_id = run.info.run_id
+    if again:
+        client.update_run(run_id, status="RUNNING")
+    last = {name: max(point.step for point in client.get_metric_history(run_id, name)) for name in run.data.metrics}
+    return _Store(client, run.info.experiment_id, run_id, last, set(run.data.params))
+
+
+def _noted(client: MlflowClient, note: Path, uri: str) -> Any | None:
+    """The run that a run folder's mlflow.json names; None where this store holds no such run."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -404,12 +443,7 @@ def _resume(client: MlflowClient, note: Path, uri: str) -> _Store | None:
         run = client.get_run(known["run_id"]) if known["uri"] == uri else None
     except (OSError, ValueError, KeyError, MlflowException):
         return None
-    if run is None or run.info.lifecycle_stage != "active":
-        return None
-    run_id = run.info.run_id
-    client.update_run(run_id, status="RUNNING")
-    last = {name: max(point.step for point in client.get_metric_history(run_id, name)) for name in run.data.metrics}
-    return _Store(client, run.info.experiment_id, run_id, last, set(run.data.params))
+    return run if run is not None and run.info.lifecycle_stage == "active" else None
 
 
 def _log_params(store: _Store, texts: Mapping[str, str]) -> None:

@@ -6,16 +6,20 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import ClassVar
 
 
 class Signals:
     """The first SIGINT or SIGTERM ends a search with its state saved, anything else at once; a second ends all."""
 
+    received: ClassVar[int | None] = None
+    """The process's, as its handlers are: what Ray makes out of a pickle asks it too."""
+
     def __init__(self) -> None:
-        self.received: int | None = None
         self._searching = False
 
     def __enter__(self) -> Signals:
+        Signals.received = None
         self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
@@ -39,7 +43,7 @@ class Signals:
     def _receive(self, number: int, frame: object) -> None:
         if self.received:
             os._exit(128 + number)
-        self.received = number
+        Signals.received = number
         if not self._searching:
             raise KeyboardInterrupt
         os.kill(os.getpid(), signal.SIGUSR1)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness import files, folder
+from harness import files, folder, tracking
 from harness.config import Config, build, flat, to_dict
 from harness.strict import merge
 from harness.tracking import Experiment, Status
@@ -21,8 +21,8 @@ Say = Callable[[str], None]
 STATUS: dict[str, Status] = {"finished": "FINISHED", "failed": "FAILED", "pruned": "KILLED", "stopped": "KILLED"}
 """MLflow's word for what became of a trial; it has none for one that a scheduler ended: the tag `outcome` has."""
 
-
 LOST = "the sweep was killed before Ray had noted this trial: another took its place"
+"""The error of one that was not played to the end."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +90,7 @@ def settle(plan: Plan, entry: Entry, say: Say) -> None:
     """Writes down what became of a trial, here and in MLflow, where its run may still be open."""
     config, path = configuration(plan, entry), plan.folder / entry.folder
     tags = {"outcome": entry.outcome, "objective": plan.words, "error": entry.error}
-    experiment = Experiment(config, path, tags, say)
+    experiment = Experiment(config, path, tags, say, again=False)
     experiment.params(flat(config))
     for key, value in tags.items():
         if value is not None:
@@ -119,17 +119,45 @@ def entry(plan: Plan, trial_id: str, sample: dict[str, Any], last: dict[str, Any
 
 
 def settle_lost(plan: Plan, say: Say) -> None:
-    """Writes down trials that began in the seconds between Ray's last note of its state and the death of the sweep."""
+    """Writes down, from their folders, trials that Ray knows nothing of.
+
+    They began in the seconds between Ray's last note of its state and the death of the sweep. Some were played to the
+    end all the same.
+    """
     known = {one.id for one in entries(plan)}
-    for file in sorted(plan.trials_folder.glob("*/config.yaml")):
-        name = file.parent.name.partition("-")[0]
+    folders: dict[str, list[Path]] = {}
+    for file in plan.trials_folder.glob("*/config.yaml"):
+        folders.setdefault(file.parent.name.partition("-")[0], []).append(file.parent)
+    for name, places in sorted(folders.items()):
         if name not in known:
-            config, _ = folder.read_config(file.parent)
-            done, values = trial.last_round(file.parent), flat(config)
-            sample = {path: values[path] for path in plan.space}
-            place = str(file.parent.relative_to(plan.folder))
-            lost = Entry(name, place, sample, "stopped", LOST, None, None, None, done * config.student_steps, done)
-            settle(plan, lost, say)
+            place = max(places, key=trial.last_round)
+            settle(plan, _lost(plan, name, place), say)
+
+
+def _lost(plan: Plan, name: str, place: Path) -> Entry:
+    """A trial as its run folder has it."""
+    config, _ = folder.read_config(place)
+    values = flat(config)
+    sample = {path: weight[-1][1] if isinstance(weight := values[path], list) else weight for path in plan.space}
+    last = trial.standing(plan, config, place)
+    finished = folder.result(place) is not None
+    return Entry(
+        name, str(place.relative_to(plan.folder)), sample, "finished" if finished else "stopped",
+        None if finished else LOST, last.objective if last else None, last.agreement if last else None,
+        last.oracle if last else None, last.student_updates if last else 0, last.round if last else 0,
+    )  # fmt: skip
+
+
+def settle_runs(plan: Plan, say: Say) -> None:
+    """Sees to it that no MLflow run below the sweep's is left running: its process may have been killed.
+
+    Those that nothing is known of may yet go on, and are running again then.
+    """
+    ends: dict[Path, Status] = {plan.folder / one.folder: STATUS[one.outcome] for one in entries(plan)}
+    for pattern in ("default", "trials/*", "repeated/*"):
+        for place in plan.folder.glob(pattern):
+            ends.setdefault(place, "KILLED" if folder.result(place) is None else "FINISHED")
+    tracking.settle(plan.base.tracking.uri, ends, say)
 
 
 def configuration(plan: Plan, entry: Entry) -> Config:

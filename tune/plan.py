@@ -50,7 +50,7 @@ class Plan:
     minutes: float | None = None
     """Minutes of this invocation, after which the trials that run are stopped."""
     cpus: float = 1.0
-    """CPUs of a trial."""
+    """CPUs of each process of a trial."""
     gpus: float = 0.0
     parallel: int | None = None
     """Trials at a time at most; None: as many as fit."""
@@ -67,6 +67,11 @@ class Plan:
     def base(self) -> Config:
         """The recipe's defaults with what was given: what every sample is laid over."""
         return resolve.resolve(self.recipe, self.file, self.overrides)
+
+    @property
+    def workers(self) -> int:
+        """Processes that play a trial, or any other run of the sweep, together."""
+        return self.base.distributed.world_size or 1
 
     @property
     def trials_folder(self) -> Path:
@@ -152,6 +157,8 @@ def check(plan: Plan) -> Config:
             raise UserError(f"--{name.replace('_', '-')} {value:g}: expected a number above 0")
     if plan.gpus < 0:
         raise UserError(f"--gpus {plan.gpus:g}: expected at least 0")
+    if plan.workers > 1 and plan.gpus % 1:
+        raise UserError(f"--gpus {plan.gpus:g}: each of {plan.workers} processes of a trial needs a GPU of its own")
     if plan.scheduler == "pbt":
         _check_population(plan, config)
     if plan.searcher == "grid" and plan.trials != (points := len(spaces.grid(plan.space))):

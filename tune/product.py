@@ -19,6 +19,9 @@ from tune.journal import STATUS, Entry
 from tune.plan import Plan
 from tune.report import best_config
 
+PATIENCE = 600.0
+"""Seconds for MLflow to take the best student: nothing waits for the end of a sweep as for that of a run."""
+
 REPORTED = ("report.md", "trials.csv", "best.yaml", "parallel.png")
 """Files of the sweep's folder that go to its MLflow run."""
 
@@ -43,7 +46,7 @@ def publish(plan: Plan, base: Config, found: dict[str, Any], parent: Experiment,
             parent.picture(plan.folder / name, "report")
     for name in ("best", "correlation", "limit", "repetitions"):
         parent.tag(name, found[name])
-    experiment = Experiment(config, path, {}, say)
+    experiment = Experiment(config, path, {}, say, again=False)
     for picture in _pictures(config, path):
         experiment.picture(picture, "best")
     lineage = {
@@ -59,7 +62,7 @@ def publish(plan: Plan, base: Config, found: dict[str, Any], parent: Experiment,
     student = trial.student(config, path)
     experiment.register(student, config_module.image_shape(config), f"ddad-{base.recipe}", lineage)
     experiment.tag("best", value=True)
-    experiment.close(STATUS[best.outcome])
+    experiment.close(STATUS[best.outcome], PATIENCE)
 
 
 def _pictures(config: Config, path: Path) -> list[Path]:

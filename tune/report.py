@@ -14,10 +14,10 @@ from typing import Any
 
 import yaml
 
-from harness import files, folder, log
+from harness import files, folder, log, plots
 from harness.config import BOOKKEEPING, Config, build, to_dict
 from harness.strict import merge
-from tune import journal, parallel, probe, trial
+from tune import journal, probe, trial
 from tune.journal import Entry
 from tune.plan import PROBE, Plan, budget, identity, oracle
 
@@ -57,7 +57,7 @@ def write(plan: Plan, base: Config) -> dict[str, Any]:
     files.write(plan.folder / "report.md", "\n".join(_page(plan, base, entries, found)) + "\n")
     files.write(plan.folder / "trials.csv", _csv(plan, entries))
     files.write(plan.folder / "report.json", json.dumps(found, indent=1) + "\n")
-    parallel.draw(plan, entries, plan.folder / "parallel.png")
+    _draw(plan, entries, plan.folder / "parallel.png")
     if best:
         _write_best(plan, base, best)
     return found
@@ -224,6 +224,23 @@ def _short(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else "" if value is None else str(value)
 
 
+def _draw(plan: Plan, entries: Sequence[Entry], path: Path) -> None:
+    """Parallel coordinates of the trials that were judged, if any were."""
+    judged = [entry for entry in entries if entry.objective is not None and entry.outcome != "failed"]
+    headings = _columns(plan)
+    values = [[entry.agreement for entry in judged], [entry.oracle for entry in judged]]
+    scores = {
+        f"{name}, %": [math.nan if value is None else 100 * value for value in column]
+        for name, column in zip(headings, values, strict=True)
+        if any(value is not None for value in column)
+    }
+    if plan.objective != "agreement":  # what was maximised comes first
+        scores = dict(reversed(scores.items()))
+    if judged:
+        columns = {path: [entry.sample.get(path) for entry in judged] for path in plan.space}
+        plots.draw_trials(columns, scores, [entry.outcome != "finished" for entry in judged], path)
+
+
 def _csv(plan: Plan, entries: Sequence[Entry]) -> str:
     text = io.StringIO()
     names = [field.name for field in dataclasses.fields(Entry) if field.name != "sample"]
@@ -245,8 +262,9 @@ def best_config(plan: Plan, base: Config, best: Entry) -> Config:
 def _write_best(plan: Plan, base: Config, best: Entry) -> None:
     content = yaml.safe_dump(to_dict(best_config(plan, base, best)), sort_keys=False)
     score = f"{best.objective:.4f}" if best.objective is not None else "none"
+    command = "ddad distill" if plan.workers == 1 else f"ddad launch --nproc {plan.workers}"
     head = (
         f"# The best of a sweep: trial {best.id} ({best.outcome}), {plan.words} {score}.\n"
-        f"# ddad distill --config best.yaml\n{REPLAY.get(plan.scheduler, '')}"
+        f"# {command} --config best.yaml\n{REPLAY.get(plan.scheduler, '')}"
     )
     files.write(plan.folder / "best.yaml", head + content)

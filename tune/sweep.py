@@ -16,10 +16,14 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from harness import files, tracking
+from harness import folder as run_folder
 from harness.config import Config
-from harness.errors import Diverged, UserError
+from harness.distributed.runtime import leave
+from harness.errors import Diverged, Lost, UserError
 from tune import journal, product, report, trial
 from tune.interrupts import Signals
 from tune.limits import Limits, Spent
@@ -81,6 +85,7 @@ def sweep(plan: Plan, resume: bool, seeds: list[int], say: Say) -> dict[str, Any
             status = "FAILED"
             raise
         finally:
+            journal.settle_runs(plan, say)
             parent.close(status)
     return found
 
@@ -88,9 +93,9 @@ def sweep(plan: Plan, resume: bool, seeds: list[int], say: Say) -> dict[str, Any
 def _run(
     plan: Plan, base: Config, parent: tracking.Experiment, signals: Signals, seeds: list[int], say: Say
 ) -> dict[str, Any]:
-    if not plan.probe_file.exists():
+    if not plan.probe_file.exists() or run_folder.result(plan.default_folder) is None:
         say("making the probe: a run of the recipe's defaults")
-    _remotely(plan, [(trial.default, (plan,))])
+        _remotely(plan, [(trial.default, (plan,))])
     journal.note_probe(plan, parent)
     if not journal.ended(plan):
         _search(plan, signals, say)
@@ -111,8 +116,8 @@ def _search(plan: Plan, signals: Signals, say: Say) -> None:
     """Plays the trials that are left; KeyboardInterrupt, with Ray's state saved, where a signal came."""
     limits = Limits(plan)
     limits.write()
-    worker = {"CPU": plan.cpus, "GPU": plan.gpus}
-    trainable = tune.with_resources(tune.with_parameters(_trial, plan=plan), tune.PlacementGroupFactory([worker]))
+    bundles = _bundles(plan) if plan.workers == 1 else [{}, *_bundles(plan)]  # {}: of who only hands reports on
+    trainable = tune.with_resources(tune.with_parameters(_trial, plan=plan), tune.PlacementGroupFactory(bundles))
     state = plan.folder / "ray"
     if tune.Tuner.can_restore(str(state)):
         tuner = tune.Tuner.restore(str(state), trainable)
@@ -217,7 +222,8 @@ def _trial(sample: dict[str, Any], plan: Plan) -> None:
     if given:
         with given.as_directory() as folder:
             origin = Origin(**json.loads(Path(folder, "origin.json").read_text()))
-    with closing(trial.run(plan, tune.get_context().get_trial_id(), sample, origin)) as standings:
+    play = trial.standings if plan.workers == 1 else _play_together
+    with closing(trial.run(plan, tune.get_context().get_trial_id(), sample, origin, play)) as standings:
         for standing in standings:
             values = dataclasses.asdict(standing)
             if standing.outcome == "failed":  # there may be no checkpoint
@@ -237,16 +243,20 @@ def _enter(plan: Plan) -> None:
 
 
 class _Budget(tune.Stopper):  # type: ignore[misc]
-    """Ends the sweep where its limits are reached. Ray pickles it: the limits themselves are in the folder."""
+    """Ends the sweep where its limits are reached, and every trial after its last report."""
 
     def __init__(self, plan: Plan) -> None:
         self.folder = plan.folder
         self.spent: Spent | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Ray's state on disk has it: what was spent under which limits is read again from the folder."""
+        return {"folder": self.folder, "spent": None}
+
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Takes account of a report; stops no single trial."""
+        """Takes account of a report; whether it is the trial's last, after which no scheduler has a say."""
         self._account().add(trial_id, result["round"])
-        return False
+        return result["outcome"] is not None
 
     def stop_all(self) -> bool:
         """Whether nothing more is to be played."""
@@ -273,8 +283,9 @@ class _Journal(tune.Callback):  # type: ignore[misc]
         self._settle(trials)
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
-        """After the last."""
-        self._settle(trials)
+        """After the last: all are known to have ended, if only before a restart; of a signal they just look so."""
+        if Signals.received is None:
+            self._settle(trials)
 
     def _settle(self, trials: list[Any]) -> None:
         if self._known is None:
@@ -354,14 +365,23 @@ def _knock(address: str) -> None:
 
 
 def check_resources(plan: Plan, nodes: list[dict[str, float]]) -> None:
-    """UserError, instead of waiting for ever, where no node can hold a trial."""
-    asked = {"CPU": plan.cpus, "GPU": plan.gpus}
-    if not any(all(node.get(name, 0) >= amount for name, amount in asked.items()) for node in nodes):
+    """UserError, instead of waiting for ever, where the nodes cannot hold a trial."""
+    (asked, *_) = _bundles(plan)
+    room = sum(int(min(node.get(name, 0) // amount for name, amount in asked.items())) for node in nodes)
+    if room < plan.workers:
         there = "; ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
+        processes = f"{plan.workers} processes with {plan.cpus:g} CPUs and {plan.gpus:g} GPUs each"
+        one = f"{plan.cpus:g} CPUs and {plan.gpus:g} GPUs on one node"
         raise UserError(
-            f"a trial asks for {plan.cpus:g} CPUs and {plan.gpus:g} GPUs on one node; there are {there}: "
-            "lower --cpus or --gpus"
+            f"a trial asks for {one if plan.workers == 1 else processes}; there are {there}: lower --cpus or --gpus"
+            + (", or distributed.world_size" if plan.workers > 1 else "")
         )
+
+
+def _bundles(plan: Plan) -> list[dict[str, float]]:
+    """What each process of a trial takes."""
+    asked = {"CPU": plan.cpus, "GPU": plan.gpus}
+    return [{name: amount for name, amount in asked.items() if amount}] * plan.workers
 
 
 def _remotely(plan: Plan, calls: list[tuple[Callable[..., Any], tuple[Any, ...]]]) -> list[Any]:
@@ -369,12 +389,88 @@ def _remotely(plan: Plan, calls: list[tuple[Callable[..., Any], tuple[Any, ...]]
 
     def there(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         _enter(plan)
-        return function(*arguments)
+        if plan.workers == 1:
+            return function(*arguments)
+        group = placement_group(_bundles(plan))
+        ray.get(group.ready())
+        try:
+            (result,) = _together(plan, group, _once, function, *arguments)
+        finally:
+            remove_placement_group(group)
+        return result
 
-    task = ray.remote(num_cpus=plan.cpus, num_gpus=plan.gpus, max_retries=MAX_FAILURES)(there)
+    alone = plan.workers == 1
+    task = ray.remote(
+        num_cpus=plan.cpus if alone else 0, num_gpus=plan.gpus if alone else 0, max_retries=MAX_FAILURES,
+        retry_exceptions=[Lost, ray.exceptions.WorkerCrashedError],
+    )(there)  # fmt: skip
     waiting = [task.remote(*call) for call in calls]
-    try:
+    with _plain_mistakes():
         return list(ray.get(waiting))
+
+
+def _once(function: Callable[..., Any], *arguments: Any) -> Iterator[Any]:
+    yield function(*arguments)
+
+
+def _play_together(plan: Plan, config: Config, path: Path) -> trial.Standings:
+    """`trial.standings` by several processes, in the placement group of the trial."""
+    yield from _together(plan, ray.util.get_current_placement_group(), trial.standings, plan, config, path)
+
+
+def _together(plan: Plan, group: Any, function: Callable[..., Iterator[Any]], *arguments: Any) -> Iterator[Any]:
+    """What a generator function yields on rank 0, called in a process in each bundle of the group.
+
+    They are the processes of one run, each with the environment that a launcher gives. Where one of them dies the
+    others are ended too; the run goes on from its last checkpoint.
+    """
+    places = [PlacementGroupSchedulingStrategy(group, rank) for rank in range(plan.workers)]
+    where = ray.get(ray.remote(_meeting_point).options(num_cpus=0, scheduling_strategy=places[0]).remote())
+    part = ray.remote(
+        num_cpus=plan.cpus, num_gpus=plan.gpus, max_retries=0, max_calls=1,  # a process of its own, which keeps nothing
+        num_returns="streaming", _generator_backpressure_num_objects=1,
+    )(_part)  # fmt: skip
+    parts = [
+        part.options(scheduling_strategy=place).remote(plan, rank, where, function, arguments)
+        for rank, place in enumerate(places)
+    ]
+    try:
+        with _plain_mistakes():
+            for reference in parts[0]:
+                yield ray.get(reference)
+    finally:
+        for each in parts:
+            ray.cancel(each, force=True)
+
+
+def _meeting_point() -> tuple[str, int]:
+    """Address and a free port of the node this runs on."""
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        return ray.util.get_node_ip_address(), taken.getsockname()[1]
+
+
+def _part(
+    plan: Plan, rank: int, where: tuple[str, int], function: Callable[..., Iterator[Any]], arguments: tuple[Any, ...]
+) -> Iterator[Any]:
+    """What one of several processes does; it sees no GPU but its own, so each is a node to itself."""
+    _enter(plan)
+    address, port = where
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE=str(plan.workers), LOCAL_RANK="0", GROUP_RANK=str(rank),
+        MASTER_ADDR=address, MASTER_PORT=str(port),
+    )  # fmt: skip
+    for each in function(*arguments):
+        if rank == 0:  # nobody takes what another yields
+            yield each
+    leave()
+
+
+@contextmanager
+def _plain_mistakes() -> Iterator[None]:
+    """Raises a mistake or a divergence in a worker as what it is, without the worker's traceback."""
+    try:
+        yield
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, UserError | Diverged):
             raise type(error.cause)(str(error.cause)) from None

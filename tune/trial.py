@@ -56,7 +56,33 @@ class Standing:
 Standings = Generator[Standing, None, None]
 
 
-def run(plan: Plan, trial_id: str, sample: dict[str, Any], origin: Origin | None = None) -> Standings:
+def rank() -> int:
+    """The index of this process among those that play a run; 0 speaks for all."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def standings(plan: Plan, config: Config, path: Path) -> Standings:
+    """This process's part of a trial: a Standing at each of its judgements, on rank 0; nothing on others."""
+    if rank() == 0:
+        with files.lock(path / ".lock", wait=True):
+            pass  # a thread that was stopped at its last judgement may still be closing its record
+    with closing(distill.rounds(config, path, judge=judge(plan, config))) as reports:
+        for report in reports:
+            if rank() > 0:
+                continue
+            if report.result is not None:
+                yield _standing(plan, config, path, report.round, final_values(path), "finished")
+            elif report.round % config.evaluate_every == 0 and report.round < config.rounds:
+                yield _standing(plan, config, path, report.round, report.values)
+
+
+Play = Callable[[Plan, Config, Path], Standings]
+"""How a trial's processes play it: `standings` where there is one."""
+
+
+def run(
+    plan: Plan, trial_id: str, sample: dict[str, Any], origin: Origin | None = None, play: Play = standings
+) -> Standings:
     """The trial, a Standing at each of its judgements, each with a checkpoint; the last has an outcome.
 
     A loss that is not finite, or a configuration that cannot be run, ends this trial alone.
@@ -66,29 +92,27 @@ def run(plan: Plan, trial_id: str, sample: dict[str, Any], origin: Origin | None
         config = bookkeeping(configuration(plan, sample), plan)
         if plan.scheduler == "pbt":
             config, path = lineage(plan, config, path, origin)
-        yield from _standings(plan, config, path)
+        yield from play(plan, config, path)
     except (Diverged, UserError) as error:
         done = last_round(path)
         updates = done * config.student_steps if config else 0
         yield Standing(0.0, updates, done, str(path), "failed", str(error))
 
 
-def _standings(plan: Plan, config: Config, path: Path) -> Standings:
+def standing(plan: Plan, config: Config, path: Path) -> Standing | None:
+    """How a trial stood at its last judgement, from its folder; None where there was none."""
+    rows = log.read(path / "metrics.jsonl") if (path / "metrics.jsonl").exists() else []
+    judged = [row for row in rows if plan.metric in row]
+    return _standing(plan, config, path, judged[-1]["round"], judged[-1]) if judged else None
+
+
+def _standing(
+    plan: Plan, config: Config, path: Path, round_index: int, values: Mapping[str, Any], outcome: str | None = None
+) -> Standing:
     names = {"agreement": PROBE, "oracle": oracle(config)}
-
-    def standing(round_index: int, values: Mapping[str, Any], outcome: str | None) -> Standing:
-        scores = {what: values.get(name) for what, name in names.items() if name}
-        updates = round_index * config.student_steps
-        return Standing(float(values[plan.metric]), updates, round_index, str(path), outcome, **scores)
-
-    with files.lock(path / ".lock", wait=True):
-        pass  # a thread that was stopped at its last judgement may still be closing its record
-    with closing(distill.rounds(config, path, judge=judge(plan, config))) as reports:
-        for report in reports:
-            if report.result is not None:
-                yield standing(report.round, final_values(path), "finished")
-            elif report.round % config.evaluate_every == 0 and report.round < config.rounds:
-                yield standing(report.round, report.values, None)
+    scores = {what: values.get(name) for what, name in names.items() if name}
+    updates = round_index * config.student_steps
+    return Standing(float(values[plan.metric]), updates, round_index, str(path), outcome, **scores)
 
 
 def judge(plan: Plan, config: Config) -> Callable[[nn.Module], dict[str, float]]:
@@ -121,9 +145,11 @@ def default(plan: Plan) -> None:
     }
     config = build(merge(to_dict(config), over))
     path, target = plan.default_folder, plan.probe_file.parent
-    probes.collect(config, path, target)
-    for _ in distill.rounds(config, path):
+    if rank() == 0:
         probes.collect(config, path, target)
+    for _ in distill.rounds(config, path):
+        if rank() == 0:
+            probes.collect(config, path, target)
 
 
 def repeat(plan: Plan, config: Config, path: Path) -> dict[str, Any]:
@@ -132,7 +158,7 @@ def repeat(plan: Plan, config: Config, path: Path) -> dict[str, Any]:
         config = build(merge(to_dict(config), {"tracking": {"parent": plan.parent, "model": False}}))
         for _ in distill.rounds(config, path, judge=judge(plan, config)):
             pass
-        return final_values(path)
+        return final_values(path) if rank() == 0 else {}
     except Diverged as error:
         return {"error": str(error)}
 

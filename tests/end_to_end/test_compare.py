@@ -11,18 +11,29 @@ import pytest
 from PIL import Image
 
 from harness import folder
-from tests.end_to_end.conftest import DIGITS, SMALL, UNTAUGHT, Ddad, Run, contents, run_ddad
+from tests.end_to_end.conftest import DIGITS, SMALL, UNTAUGHT, Ddad, Run, contents, copy_teacher
+from tests.end_to_end.test_sweep import give
+
+FOUR = {"a0": (), "a1": ("seed=1",), "a2": ("seed=2",), "b0": ("student.lr=0.03",)}
+"""Three seeds of one configuration and one of another."""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, taught: tuple[Path, object]) -> Path:
+    """A folder with those runs, two rounds each, evaluated after each round."""
+    place = tmp_path_factory.mktemp("made")
+    copy_teacher(taught[0], place)
+    for name, words in FOUR.items():
+        said = give(*DIGITS, "evaluate_every=1", *words, "--output", name, place=place)
+        assert said.code == 0, said.err
+    return place
 
 
 @pytest.fixture
-def four(workplace: Path, ddad: Ddad) -> list[str]:
-    """Three seeds of one configuration and one of another, two rounds each, evaluated after each round."""
-    runs = []
-    for name, words in {"a0": (), "a1": ("seed=1",), "a2": ("seed=2",), "b0": ("student.lr=0.03",)}.items():
-        said = ddad(*DIGITS, "evaluate_every=1", *words, "--output", name)
-        assert said.code == 0, said.err
-        runs.append(name)
-    return runs
+def four(made: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Their names, in the current folder."""
+    monkeypatch.chdir(made)
+    return list(FOUR)
 
 
 def test_table_and_figure_of_real_runs(four: list[str], ddad: Ddad) -> None:
@@ -47,18 +58,21 @@ def test_table_and_figure_of_real_runs(four: list[str], ddad: Ddad) -> None:
     assert float(table[0]["accuracy mean"]) == mean and table[1]["accuracy std"] == ""
 
 
-def test_comparing_changes_nothing(four: list[str], ddad: Ddad, workplace: Path) -> None:
-    before = contents(workplace)
+def test_comparing_changes_nothing(four: list[str], made: Path, ddad: Ddad) -> None:
+    before = contents(made)
     assert ddad("compare", *four).code == 0
-    assert contents(workplace) == before
+    assert contents(made) == before
 
 
-def test_mlflow_says_what_the_folder_says(run: Run, tmp_path: Path) -> None:
-    """As a process, from another folder; the store is the run's own."""
+def test_mlflow_says_what_the_folder_says(
+    run: Run, tmp_path: Path, ddad: Ddad, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From another folder; the store is the run's own."""
+    monkeypatch.chdir(tmp_path)
     uri = f"sqlite:///{run.place}/mlflow.db"
-    done = run_ddad("compare", "mlflow:ddad", "--uri", uri, "--format", "csv", cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
-    (row,) = csv.DictReader(io.StringIO(done.stdout))
+    said = ddad("compare", "mlflow:ddad", "--uri", uri, "--format", "csv")
+    assert (said.code, said.err) == (0, "")
+    (row,) = csv.DictReader(io.StringIO(said.out))
     assert float(row["accuracy mean"]) == run.result["student"]["accuracy"]
     assert float(row["agreement mean"]) == run.result["agreement"]
     assert float(row["seconds mean"]) == pytest.approx(run.result["wall_seconds"], abs=0.001)

@@ -1,7 +1,12 @@
-"""`ddad sweep` with real Ray, recorded on a real MLflow server on loopback; and what it refuses before it begins."""
+"""`ddad sweep` with real Ray, recorded on a real MLflow server on loopback; and what it refuses before it begins.
+
+The command is given in this process: all of it but the start of the interpreter. test_sweep_faults.py has the process.
+"""
 
 from __future__ import annotations
 
+import gc
+import io
 import json
 import os
 import signal
@@ -9,16 +14,17 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import resolve
-from tests import helpers
-from tests.end_to_end.conftest import CPU, Ddad, copy_teacher, sha256
+from harness import cli, resolve
+from tests.end_to_end.conftest import CPU, Ddad, Said, copy_teacher, sha256
 from tests.helpers import environment
 
 PATIENCE = 1500.0
@@ -29,13 +35,11 @@ pytestmark = pytest.mark.timeout(2 * PATIENCE)
 TINY = ("rounds=16", "batch_size=32", "student.network=cnn4", "generator.width=8", "pictures=false")
 """A trial of seconds, with 8 judgements."""
 
+BARE = ("data.name=none", "teacher.network=cnn8", "teacher.checkpoint=untrained")
+"""Without data, whose metrics take seconds to import, and without a teacher of one's own."""
+
 RATES = "student.lr: {choice: [0.1, 1e-7, 1e30, 0.05]}\n"
 """One that learns, one that does not, one whose loss is no number, one that learns."""
-
-
-def run_ddad(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """`ddad WORDS` as a process, to its end."""
-    return helpers.run_ddad(*words, cwd=cwd, env=CPU, timeout=PATIENCE)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +63,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                 if ask.connect_ex(("127.0.0.1", port)) == 0:
                     break
             assert process.poll() is None and time.monotonic() < end, (place / "log").read_text()
-            time.sleep(0.1)
+            time.sleep(0.05)
         yield f"http://127.0.0.1:{port}"
     finally:
         os.killpg(process.pid, signal.SIGKILL)
@@ -70,17 +74,22 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 class Swept:
     place: Path
     uri: str
-    done: subprocess.CompletedProcess[str]
+    said: Said
 
     @property
     def folder(self) -> Path:
         return self.place / "sweep"
 
     @property
+    def trials(self) -> list[dict[str, Any]]:
+        """What became of the trials."""
+        found: list[dict[str, Any]] = json.loads((self.folder / "trials.json").read_text())["trials"]
+        return found
+
+    @property
     def entries(self) -> dict[float, dict[str, Any]]:
-        """What became of the trials, by their learning rates."""
-        content = json.loads((self.folder / "trials.json").read_text())
-        return {row["sample"]["student.lr"]: row for row in content["trials"]}
+        """The same by their learning rates."""
+        return {row["sample"]["student.lr"]: row for row in self.trials}
 
     def run(self, folder: str) -> Any:
         """The MLflow run of a run folder."""
@@ -89,10 +98,38 @@ class Swept:
         note = json.loads((self.folder / folder / "mlflow.json").read_text())
         return MlflowClient(self.uri).get_run(note["run_id"])
 
+    @property
+    def children(self) -> dict[str, str]:
+        """{run id: status} of all runs below the sweep's own."""
+        from mlflow import MlflowClient
+
+        parent = self.run(".")
+        condition = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
+        runs = MlflowClient(self.uri).search_runs([parent.info.experiment_id], condition)
+        return {run.info.run_id: run.info.status for run in runs}
+
     def artifacts(self, run: Any, folder: str) -> list[str]:
         from mlflow import MlflowClient
 
         return sorted(Path(each.path).name for each in MlflowClient(self.uri).list_artifacts(run.info.run_id, folder))
+
+
+def give(*words: str, place: Path) -> Said:
+    """`ddad WORDS` in a folder: the fixture `ddad` for those of a module."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        for name, value in CPU.items():
+            patch.setenv(name, value)
+        patch.chdir(place)
+        patch.setattr(sys, "argv", ["ddad", *words])
+        with warnings.catch_warnings():
+            # Ray's own loggers of trials that a sweep does not play to their end.
+            warnings.filterwarnings("ignore", "unclosed file .*/driver_artifacts/", ResourceWarning)
+            with pytest.raises(SystemExit) as ended:
+                cli.main()
+            gc.collect()
+    assert isinstance(ended.value.code, int)
+    return Said(ended.value.code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -101,12 +138,12 @@ def swept(tmp_path_factory: pytest.TempPathFactory, taught: tuple[Path, object],
     place = tmp_path_factory.mktemp("swept")
     copy_teacher(taught[0], place)
     (place / "rates.yaml").write_text(RATES)
-    done = run_ddad(
+    said = give(
         "sweep", "digits", "--space", "rates.yaml", "--searcher", "grid", "--parallel", "1", "--output", "sweep",
-        "--retrain", "0-1", *TINY, f"tracking.uri={server}", cwd=place,
+        "--retrain", "0-1", *TINY, f"tracking.uri={server}", place=place,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return Swept(place, server, done)
+    assert said.code == 0, said.err
+    return Swept(place, server, said)
 
 
 @pytest.mark.slow
@@ -144,6 +181,10 @@ def test_mlflow_holds_the_tree_with_statuses_and_curves(swept: Swept) -> None:
     points = MlflowClient(swept.uri).get_metric_history(best.info.run_id, "evaluation/probe_agreement")
     assert sorted(point.step for point in points) == [2, 4, 6, 8, 10, 12, 14, 16]
     assert swept.run("default").data.tags["mlflow.parentRunId"] == parent.info.run_id
+    ends = [expected[row["outcome"]] for row in swept.entries.values()]
+    assert sorted(swept.children.values()) == sorted([*ends, *["FINISHED"] * 5]), (
+        "the defaults' and the repetitions' too"
+    )
 
 
 @pytest.mark.slow
@@ -182,11 +223,11 @@ def test_the_registered_model_answers_like_the_best_student(swept: Swept) -> Non
 
 @pytest.mark.slow
 def test_the_command_prints_the_table_and_the_repetitions(swept: Swept) -> None:
-    out = swept.done.stdout
+    out = swept.said.out
     assert "probe agreement (objective)" in out and "oracle: accuracy" in out
     assert "| best | 2 |" in out and "| default | 2 |" in out
     assert out.rstrip().endswith(f"best: {swept.folder / 'best.yaml'}")
-    assert "trial 1 of 4" in swept.done.stderr
+    assert "trial 1 of 4" in swept.said.err
     found = json.loads((swept.folder / "report.json").read_text())["repetitions"]
     assert {kind: scores["oracle"]["n"] for kind, scores in found.items()} == {"best": 2, "default": 2}
 
@@ -209,15 +250,45 @@ def test_the_best_is_a_configuration_that_distill_takes(
 @pytest.mark.slow
 def test_the_same_command_is_refused_and_with_resume_repeats_nothing(swept: Swept) -> None:
     command = ("sweep", "digits", "--space", "rates.yaml", "--searcher", "grid", "--parallel", "1", "--output", "sweep",
-               *TINY, f"tracking.uri={swept.uri}")  # fmt: skip
-    refused = run_ddad(*command, cwd=swept.place)
-    assert (refused.returncode, refused.stdout) == (2, "")
-    assert refused.stderr.strip().endswith("holds this sweep already: --resume continues it, or give another --output")
+               *TINY, "tracking.uri=none")  # fmt: skip
+    refusal = give(*command, place=swept.place).complaint()
+    assert refusal.endswith("holds this sweep already: --resume continues it, or give another --output")
     before = (swept.folder / "trials.json").read_bytes()
-    again = run_ddad(*command, "--resume", cwd=swept.place)
-    assert again.returncode == 0, again.stderr
+    again = give(*command, "--resume", place=swept.place)
+    assert again.code == 0, again.err
     assert (swept.folder / "trials.json").read_bytes() == before
-    assert "trial " not in again.stderr
+    assert again.err == ""
+
+
+@pytest.mark.slow
+def test_a_population_ends_with_the_schedule_of_its_best(tmp_path: Path, server: str) -> None:
+    """Two workers at once, who log to one server."""
+    (tmp_path / "weights.yaml").write_text("weights.adversarial: {log_uniform: [0.1, 10]}\n")
+    said = give(
+        "sweep", "digits", "--output", "sweep", "--scheduler", "pbt", "--space", "weights.yaml", "--trials", "2",
+        "--cpus", "0.5", *TINY, *BARE, f"tracking.uri={server}", place=tmp_path,
+    )  # fmt: skip
+    assert said.code == 0, said.err
+    found = Swept(tmp_path, server, said)
+    assert [row["outcome"] for row in found.trials] == ["finished"] * 2
+    taken = [adversarial(path) for path in (found.folder / "trials").glob("*-*")]
+    assert taken, "somebody took over another's state"
+    for schedule in taken:
+        assert len(schedule) >= 2 and schedule[0][0] == 0 and schedule[-1][0] < 16, "nobody goes on after the end"
+        assert all(0.1 <= value <= 10 for _, value in schedule)
+    text = (found.folder / "best.yaml").read_text()
+    assert "a re-run with it" in text and "not a replay" in text
+    best = json.loads((found.folder / "report.json").read_text())["best"]
+    config = resolve.resolve(None, resolve.read_file(found.folder / "best.yaml"))
+    assert config.weights.adversarial == adversarial(found.folder / best["folder"])
+    trials = {found.run(row["folder"]).info.run_id for row in found.trials}
+    assert trials | {found.run("default").info.run_id} == set(found.children), "one a trial, whatever it took over"
+    assert set(found.children.values()) == {"FINISHED"}
+
+
+def adversarial(path: Path) -> Any:
+    """The adversarial weight in a run folder's configuration."""
+    return resolve.resolve(None, resolve.read_file(path / "config.yaml")).weights.adversarial
 
 
 def test_what_does_not_fit_is_refused_before_anything_starts(
@@ -236,33 +307,20 @@ def test_what_does_not_fit_is_refused_before_anything_starts(
     assert sorted(workplace.iterdir()) == before
 
 
-def test_a_server_that_does_not_answer_is_refused_before_any_trial(workplace: Path) -> None:
+def test_a_server_that_does_not_answer_is_refused_before_any_trial(workplace: Path, ddad: Ddad) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     before = sorted(workplace.iterdir())
-    done = run_ddad("sweep", "digits", *TINY, f"tracking.uri=http://user:secret@127.0.0.1:{port}", cwd=workplace)
-    assert (done.returncode, done.stdout) == (2, "")
-    (line,) = done.stderr.splitlines()
-    assert line.startswith(f"ddad: MLflow at http://127.0.0.1:{port} cannot be used (no answer)")
+    line = ddad("sweep", "digits", *TINY, f"tracking.uri=http://user:secret@127.0.0.1:{port}").complaint()
+    assert line.startswith(f"MLflow at http://127.0.0.1:{port} cannot be used (no answer)")
     assert "secret" not in line
     assert sorted(workplace.iterdir()) == before
 
 
-@pytest.mark.slow
-def test_resources_that_there_are_not_are_a_sentence(workplace: Path) -> None:
-    done = run_ddad("sweep", "digits", "--cpus", "4000", *TINY, "tracking.uri=none", cwd=workplace)
-    assert (done.returncode, done.stdout) == (2, "")
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("ddad: a trial asks for 4000 CPUs and 0 GPUs on one node; there are ")
-    assert not (workplace / "sweeps").exists()
-
-
-def test_a_cluster_that_is_not_there_is_a_sentence(workplace: Path) -> None:
+def test_a_cluster_that_is_not_there_is_a_sentence(workplace: Path, ddad: Ddad) -> None:
     before = sorted(workplace.iterdir())
     for address, reason in (("127.0.0.1:1", "no Ray cluster answers there"), ("ray://head", "expected HOST:PORT")):
-        done = run_ddad("sweep", "digits", "--address", address, *TINY, "tracking.uri=none", cwd=workplace)
-        assert (done.returncode, done.stdout) == (2, "")
-        (line,) = done.stderr.splitlines()
-        assert line.startswith("ddad: --address ") and reason in line
+        line = ddad("sweep", "digits", "--address", address, *TINY, "tracking.uri=none").complaint()
+        assert line.startswith("--address ") and reason in line
     assert sorted(workplace.iterdir()) == before

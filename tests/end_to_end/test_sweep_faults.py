@@ -1,41 +1,54 @@
-"""Sweeps that are interrupted: a killed driver, a killed worker, a signal, a limit; and a population of trials."""
+"""A sweep whose worker is killed, whose driver is killed, which is asked to stop, and which ends at its limit.
+
+One sweep, ended again and again, for each start of Ray takes seconds. The student waits in mid-trial until the test has
+done what it wants to do.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
-import subprocess
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import resolve
-from tests import helpers
-from tests.end_to_end.conftest import CPU, copy_teacher, rows, started, wait
-
-PATIENCE = 1500.0
-"""Seconds a sweep may take before it counts as hung: Ray starts several processes, and others may use the machine."""
+from tests.end_to_end import held_network
+from tests.end_to_end.conftest import Said, rows, started
+from tests.end_to_end.test_sweep import BARE, PATIENCE, give
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2 * PATIENCE)]
 
-TINY = ("rounds=16", "batch_size=32", "student.network=cnn4", "generator.width=8", "pictures=false",
-        "tracking.uri=sqlite:///mlflow.db")  # fmt: skip
-
-SWEEP = ("sweep", "digits", "--output", "sweep", "--scheduler", "none")
-
-
-def run_ddad(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """`ddad WORDS` as a process, to its end."""
-    return helpers.run_ddad(*words, cwd=cwd, env=CPU, timeout=PATIENCE)
+SWEEP = ("sweep", "digits", "--output", "sweep", "--scheduler", "none", "--trials", "3", "--parallel", "1", "rounds=32",
+         "batch_size=16", "generator.width=8", f"student.network={held_network.__file__}:student", "pictures=false",
+         "tracking.uri=sqlite:///mlflow.db", *BARE)  # fmt: skip
+"""Trials one after the other, judged and saved every fourth round."""
 
 
-@pytest.fixture
-def place(tmp_path: Path, taught: tuple[Path, object]) -> Path:
-    """A folder with the digits teacher."""
-    copy_teacher(taught[0], tmp_path)
-    return tmp_path
+def hold(place: Path, trial: int) -> None:
+    """The trial of that number is to wait; all others go on."""
+    (place / "held").unlink(missing_ok=True)
+    (place / "hold.new").write_text(str(trial))
+    (place / "hold.new").replace(place / "hold")
+
+
+def held(place: Path) -> int:
+    """The process that waits; 0 while none does."""
+    text = (place / "held").read_text() if (place / "held").exists() else ""
+    return int(text or 0)
+
+
+def until(happened: Callable[[], object], alive: Callable[[], bool] = lambda: True) -> None:
+    """Waits for something, looking often enough and without taking the processor from what is waited for."""
+    end = time.monotonic() + PATIENCE
+    while not happened():
+        assert alive() and time.monotonic() < end
+        time.sleep(0.05)
 
 
 def entries(place: Path) -> list[dict[str, Any]]:
@@ -44,121 +57,118 @@ def entries(place: Path) -> list[dict[str, Any]]:
     return found
 
 
-def children(place: Path) -> dict[str, list[str]]:
-    """{folder: [outcome, status]} of the trials' runs in MLflow; every one hangs below the sweep's own."""
+def is_noted(place: Path) -> bool:
+    """Whether Ray's state on disk holds the second trial: else a new one would take its place."""
+    (first,) = entries(place)
+    names = {path.name for path in (place / "sweep" / "trials").iterdir()} - {first["id"]}
+    states = [file.read_text() for file in (place / "sweep" / "ray").glob("experiment_state-*.json")]
+    return any(name in text for name in names for text in states)
+
+
+def statuses(place: Path) -> dict[str, list[str]]:
+    """{name: [outcome, status]} of the sweep's MLflow run and of those below it; there are no others."""
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{place}/mlflow.db")
     parent = json.loads((place / "sweep" / "mlflow.json").read_text())["run_id"]
     (experiment,) = client.search_experiments(filter_string="name = 'ddad'")
-    runs = client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{parent}'")
-    assert len(client.search_runs([experiment.experiment_id])) == len(runs) + 1, "one parent, however often begun"
+    runs = client.search_runs([experiment.experiment_id])
+    for run in runs:
+        assert (run.info.run_id == parent) != (run.data.tags.get("mlflow.parentRunId") == parent)
     return {run.info.run_name: [run.data.tags.get("outcome", ""), run.info.status] for run in runs}
 
 
-def holder(lock: Path) -> int:
-    """The process that holds a lock file; 0 where none does."""
-    inode = f":{lock.stat().st_ino}"
-    for line in Path("/proc/locks").read_text().splitlines():
-        fields = line.split()
-        if "->" not in fields and fields[5].endswith(inode):
-            return int(fields[4])
-    return 0
+@dataclass(frozen=True)
+class Story:
+    """What was seen on the way; the folder is as the last command left it."""
+
+    place: Path
+    first: dict[str, Any]
+    """What the first trial came to, before the driver was killed."""
+    kept: tuple[int, int]
+    """When the first trial's result and the probe were written."""
+    stopped: Said
+    after_stop: tuple[list[dict[str, Any]], dict[str, list[str]]]
+    """Entries and statuses after the signal."""
+    ended: Said
 
 
-def test_a_killed_driver_resumes_and_keeps_what_was_finished(place: Path) -> None:
-    command = (*SWEEP, "--trials", "3", "--parallel", "1", *TINY)
-    with started(*command, cwd=place) as process:
-        wait(process, lambda: len(entries(place)) == 1, PATIENCE)
-        os.kill(process.pid, signal.SIGKILL)
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
+    place = tmp_path_factory.mktemp("story")
+    hold(place, 1)
+    with started(*SWEEP, cwd=place) as process:
+        until(lambda: held(place), lambda: process.poll() is None)
+        os.kill(held(place), signal.SIGKILL)
+        hold(place, 2)
+        until(lambda: held(place) and is_noted(place), lambda: process.poll() is None)
+        process.kill()
+    os.kill(held(place), signal.SIGKILL)  # a minute earlier than it would have noticed by itself
     (first,) = entries(place)
-    assert first["outcome"] == "finished"
-    kept = place / "sweep" / first["folder"] / "result.json"
-    before, probe = kept.stat().st_mtime_ns, (place / "sweep/probe/probe.safetensors").stat().st_mtime_ns
-    done = run_ddad(*command, "--resume", cwd=place)
-    assert done.returncode == 0, done.stderr
-    outcomes = [entry["outcome"] for entry in entries(place)]
-    assert outcomes[:3] == ["finished"] * 3
-    assert outcomes[3:] in ([], ["stopped"]), "at most the one that Ray had not noted yet"
-    assert entries(place)[0] == first
-    assert kept.stat().st_mtime_ns == before
-    assert (place / "sweep/probe/probe.safetensors").stat().st_mtime_ns == probe
-    found = children(place)
-    assert found.pop("default")[1] == "FINISHED"
-    assert sorted(found.values()) == [["finished", "FINISHED"]] * 3 + [["stopped", "KILLED"]] * (len(outcomes) - 3)
+    files = (place / "sweep" / first["folder"] / "result.json", place / "sweep" / "probe" / "probe.safetensors")
+    kept = (files[0].stat().st_mtime_ns, files[1].stat().st_mtime_ns)
+
+    hold(place, 2)
+    asking = threading.Thread(target=ask_to_stop, args=[place])
+    asking.start()
+    stopped = give(*SWEEP, "--resume", place=place)
+    asking.join()
+    after_stop = entries(place), statuses(place)
+
+    (place / "hold").unlink()
+    leave_running(place, first["folder"])
+    ended = give(*SWEEP, "--resume", "--total-rounds", "70", place=place)
+    assert (files[0].stat().st_mtime_ns, files[1].stat().st_mtime_ns) == kept
+    return Story(place, first, kept, stopped, after_stop, ended)
 
 
-def test_a_killed_workers_trial_goes_on_from_its_checkpoint(place: Path) -> None:
-    command = (*SWEEP, "--trials", "1", *TINY, "rounds=64")
-    killed: list[int] = []
-
-    def is_under_way() -> bool:
-        locks = list((place / "sweep" / "trials").glob("*/.lock"))
-        if locks and any(row["round"] >= 16 for row in rows(locks[0].parent)) and (pid := holder(locks[0])):
-            os.kill(pid, signal.SIGKILL)
-            killed.append(pid)
-        return bool(killed)
-
-    with started(*command, cwd=place) as process:
-        wait(process, is_under_way, PATIENCE)
-        _, errors = process.communicate(timeout=PATIENCE)
-        assert process.returncode == 0, errors
-    (entry,) = entries(place)
-    assert (entry["outcome"], entry["round"]) == ("finished", 64)
-    log = rows(place / "sweep" / entry["folder"])
-    speeds = [row["round"] for row in log if "rounds_per_second" in row]
-    assert speeds == sorted(set(speeds)), "rounds that came again replaced those of before"
-    assert children(place)[Path(entry["folder"]).name] == ["finished", "FINISHED"]
+def ask_to_stop(place: Path) -> None:
+    """As soon as a worker waits."""
+    until(lambda: held(place))
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_a_signal_saves_the_state_and_resume_goes_on(place: Path) -> None:
-    command = (*SWEEP, "--trials", "2", "--parallel", "1", *TINY)
-    with started(*command, cwd=place) as process:
-        wait(process, lambda: len(entries(place)) == 1, PATIENCE)
-        process.send_signal(signal.SIGTERM)
-        out, errors = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 130
-    assert out == ""
-    assert errors.splitlines()[-1] == f"stopped: the same command with --resume goes on in {place / 'sweep'}"
-    assert "Traceback" not in errors
-    assert len(entries(place)) == 1
-    done = run_ddad(*command, "--resume", cwd=place)
-    assert done.returncode == 0, done.stderr
-    assert [entry["outcome"] for entry in entries(place)] == ["finished"] * 2
+def leave_running(place: Path, folder: str) -> None:
+    """What a process leaves that is killed between the end of its run and MLflow's word of it."""
+    from mlflow import MlflowClient
+
+    run_id = json.loads((place / "sweep" / folder / "mlflow.json").read_text())["run_id"]
+    MlflowClient(f"sqlite:///{place}/mlflow.db").update_run(run_id, status="RUNNING")
 
 
-def test_a_limit_of_rounds_ends_the_sweep_with_a_report(place: Path) -> None:
-    done = run_ddad(*SWEEP, "--trials", "9", "--parallel", "1", "--total-rounds", "20", *TINY, cwd=place)
-    assert done.returncode == 0, done.stderr
-    outcomes = [entry["outcome"] for entry in entries(place)]
-    assert outcomes[:2] == ["finished", "stopped"] and "finished" not in outcomes[1:]
-    assert "of 20 rounds were played" in done.stdout
-    assert ["stopped", "KILLED"] in children(place).values()
+def test_a_killed_workers_trial_goes_on_from_its_checkpoint(story: Story) -> None:
+    assert (story.first["outcome"], story.first["round"]) == ("finished", 32)
+    log = rows(story.place / "sweep" / story.first["folder"])
+    judged = [row["round"] for row in log if "evaluation/probe_agreement" in row]
+    assert judged == list(range(4, 33, 4)), "rounds that came again replaced those of before"
 
 
-def test_a_population_ends_with_the_schedule_of_its_best(place: Path) -> None:
-    (place / "weights.yaml").write_text("weights.adversarial: {log_uniform: [0.1, 10]}\n")
-    done = run_ddad(
-        "sweep", "digits", "--output", "sweep", "--scheduler", "pbt", "--space", "weights.yaml", "--trials", "4",
-        *TINY, cwd=place,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert [entry["outcome"] for entry in entries(place)] == ["finished"] * 4
-    branches = sorted((place / "sweep" / "trials").glob("*-*"))
-    assert branches, "somebody took over another's state"
-    taken, _ = resolve_folder(branches[-1])
-    assert len(taken) >= 2 and taken[0][0] == 0
-    assert all(0.1 <= value <= 10 for _, value in taken)
-    text = (place / "sweep" / "best.yaml").read_text()
-    assert "a re-run with it" in text and "not a replay" in text
-    best = json.loads((place / "sweep" / "report.json").read_text())["best"]
-    config = resolve.resolve(None, resolve.read_file(place / "sweep" / "best.yaml"))
-    recorded, _ = resolve_folder(place / "sweep" / best["folder"])
-    assert config.weights.adversarial == recorded
-    assert len(children(place)) == 5, "one run a trial, whatever it took over, and the defaults'"
+def test_a_signal_saves_the_state_and_settles_no_trial(story: Story) -> None:
+    assert (story.stopped.code, story.stopped.out) == (130, "")
+    last = f"stopped: the same command with --resume goes on in {story.place / 'sweep'}"
+    assert story.stopped.err.splitlines() == [last]
+    found, ends = story.after_stop
+    assert found == [story.first]
+    assert ends.pop("sweep") == ["", "KILLED"]
+    assert ends.pop("default") == ["", "FINISHED"]
+    assert sorted(ends.values()) == [["", "KILLED"], ["finished", "FINISHED"]]
 
 
-def resolve_folder(path: Path) -> tuple[Any, Any]:
-    """The adversarial weight in a run folder's configuration, and the configuration."""
-    config = resolve.resolve(None, resolve.read_file(path / "config.yaml"))
-    return config.weights.adversarial, config
+def test_resume_keeps_what_was_finished_and_a_limit_ends_the_rest_with_a_report(story: Story) -> None:
+    assert story.ended.code == 0, story.ended.err
+    found = entries(story.place)
+    assert found[0] == story.first
+    assert [entry["outcome"] for entry in found] == ["finished", "finished", "stopped"]
+    assert 70 - 2 * 32 <= found[2]["round"] < 32 and found[2]["objective"] is not None
+    log = rows(story.place / "sweep" / found[1]["folder"])
+    assert [row["round"] for row in log if "evaluation/probe_agreement" in row] == list(range(4, 33, 4))
+    assert "of 70 rounds were played" in story.ended.out
+
+
+def test_mlflow_says_of_every_run_how_it_ended(story: Story) -> None:
+    """One run each, however often begun."""
+    ends = statuses(story.place)
+    assert ends.pop("sweep") == ["", "FINISHED"]
+    assert ends.pop("default") == ["", "FINISHED"]
+    assert {name: end[0] for name, end in ends.items()} == {e["id"]: e["outcome"] for e in entries(story.place)}
+    assert sorted(ends.values()) == [*[["finished", "FINISHED"]] * 2, ["stopped", "KILLED"]]

@@ -217,6 +217,8 @@ def refusals() -> Iterator[tuple[dict[str, Any], str]]:
     yield {"trials": 0}, "--trials 0: expected a number above 0"
     yield {"cpus": 0.0}, "--cpus 0: expected a number above 0"
     yield {"gpus": -1.0}, "--gpus -1: expected at least 0"
+    two = {**OVER, "distributed": {"world_size": 2}}
+    yield {"gpus": 0.5, "overrides": two}, "--gpus 0.5: each of 2 processes of a trial needs a GPU of its own"
     yield {"searcher": "grid", "trials": 5}, "--trials 5: the grid of this space has 81 points; leave --trials out"
     pbt = {"scheduler": "pbt", "searcher": "random"}
     yield (
@@ -293,24 +295,41 @@ def test_rank_correlation_by_hand() -> None:
     assert report.spearman([1, 1, 1], [1, 2, 3]) is None
 
 
+def a_copy(prepared: Plan, whole: list[Standing], name: str, factor: float) -> None:
+    """The run folder of a trial that scored otherwise all along."""
+    path = prepared.trials_folder / name
+    shutil.copytree(whole[-1].folder, path)
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    scored = [row | {PROBE: factor * row[PROBE]} if PROBE in row else row for row in rows]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in scored))
+
+
 def test_the_report_is_written_from_the_folder(prepared: Plan, whole: list[Standing]) -> None:
-    folders = [f"t{index}" for index in range(4)]
-    for index, name in enumerate(folders):
-        list(trial.run(prepared, name, {**SAMPLE, "weights.adversarial": 0.5 + index}))
-    for name in folders:
+    for index, name in enumerate(("t0", "t1", "t2", "t3")):
+        a_copy(prepared, whole, name, 1 - index / 4)
+    for path in prepared.trials_folder.iterdir():
+        if path.name not in ("t0", "t1", "t2", "t3"):
+            shutil.rmtree(path)
+    for name in ("t0", "t1", "t2"):
         values = trial.final_values(prepared.trials_folder / name)
         found = an_entry(name, "finished", values[PROBE], oracle=values["evaluation/student_accuracy"])
         journal.settle(prepared, found, lambda line: None)
     broken = an_entry("t9", "failed", 0.0, agreement=None, oracle=None, error="student/total is not finite")
     journal.settle(prepared, broken, lambda line: None)
-    for name in ("whole", "cut", "donor", "taker"):
-        shutil.rmtree(prepared.trials_folder / name, ignore_errors=True)
-    for path in prepared.trials_folder.glob("*-*"):
-        shutil.rmtree(path)
     lost = trial.run(prepared, "lost", SAMPLE)
-    next(lost)
+    standing = next(lost)
     lost.close()
+    recorded = prepared.trials_folder / "t3" / "config.yaml"
+    recorded.write_text(recorded.read_text().replace("  adversarial: 2.0\n", "  adversarial: [[0, 2.0], [4, 3.0]]\n"))
     journal.settle_lost(prepared, lambda line: None)
+    *_, begun, ended = journal.entries(prepared)
+    assert (begun.id, begun.outcome, begun.error) == ("lost", "stopped", journal.LOST)
+    assert (begun.objective, begun.round) == (standing.objective, standing.round)
+    assert (ended.id, ended.outcome, ended.error, ended.round) == ("t3", "finished", None, 8)
+    assert ended.objective == pytest.approx(whole[-1].objective / 4)
+    assert (ended.sample["weights.adversarial"], ended.sample["weights.one_hot"]) == (3.0, 0.1), (
+        "of a schedule the last"
+    )
     journal.note_end(prepared, None)
     content = report.write(prepared, prepared.base)
     assert content["outcomes"] == {"finished": 4, "failed": 1, "pruned": 0, "stopped": 1}
