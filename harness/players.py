@@ -122,9 +122,12 @@ class Player:
         """
         ended = self.health.watch(self.name, terms)
         if self.engine.backward(terms.total):
-            progress = self.updates / self.num_updates
-            self.engine.step(optimizers.learning_rate(self.settings, progress), ended)
+            self.engine.step(self.learning_rate(), ended)
             self.updates += 1
+
+    def learning_rate(self) -> float:
+        """That of the next update, by the schedule."""
+        return optimizers.learning_rate(self.settings, self.updates / self.num_updates)
 
     def _learn(self, learning: bool) -> None:
         for parameter in self.parameters:
