@@ -37,7 +37,7 @@ class Pool:
         if not self.capacity:
             raise UserError(
                 f"replay.memory={limit:g}: a batch of {config.batch_size} takes {self.batch_bytes / 2**20:.3g} MiB: "
-                "set it to several times that, or replay.share=0"
+                "set it to several times that" + (", or replay.share=0" if config.replay.share else "")
             )
         size = config.batch_size // config.micro_batches
         own = shard(size, runtime.rank, runtime.world_size)
