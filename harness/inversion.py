@@ -233,11 +233,16 @@ def build(
     pool: Pool | None,
 ) -> Inversion | None:  # fmt: skip
     """What makes batches in the generator's place, where the turns of a round have any."""
-    sources = {turn.source for turn in turns if turn.source in INVERTED}
-    if not sources:
+    source = inverts(turns)
+    if source is None:
         return None
     assert teacher and pool
-    return Inversion(config, runtime, sources.pop(), teacher, student, pool)
+    return Inversion(config, runtime, source, teacher, student, pool)
+
+
+def inverts(turns: Sequence[Turn]) -> str | None:
+    """What the images of a round's batch are made of, one of INVERTED; None where no turn makes one by many steps."""
+    return next((turn.source for turn in turns if turn.source in INVERTED), None)
 
 
 def num_steps(config: Config) -> int:

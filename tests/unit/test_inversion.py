@@ -21,6 +21,7 @@ from harness.strict import merge
 from harness.terms import Terms
 from tests.unit.test_baselines import build, play_round
 from tests.unit.test_losses import P, Q, logits, value
+from tune import probe
 
 METHODS = ("deepinversion", "cmi", "fast")
 
@@ -265,3 +266,13 @@ def test_what_cannot_be_is_refused_in_one_line(method: str, recipe: str, over: d
     with pytest.raises(UserError) as error:
         build(method, recipe, over)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_sweep_probes_what_the_pool_holds(tmp_path: Path) -> None:
+    built = build("cmi", over={"replay": {"storage": "fp16"}})
+    built.play(0, 0)
+    checkpoint.store(tmp_path, built.players, {"round": 1}, keep=1, others=built.sources.kept(1))
+    assert built.sources.pool
+    held = {row.numpy().tobytes() for row in built.sources.pool.draw(0, 1, 0)[0]}
+    x = next(probe.generated(built.config, tmp_path / "round-00000001.safetensors", "probe", 8))
+    assert len(x) == 8 and {row.numpy().tobytes() for row in x} <= held
