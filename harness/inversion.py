@@ -28,7 +28,7 @@ from harness.players import Player
 from harness.pool import Pool
 from harness.terms import Answer, Ask, Term, Terms
 
-HEAD_SIZE, CONTRAST_TEMPERATURE = 128, 0.1
+HEAD_SIZE, CONTRAST_TEMPERATURE = 256, 0.1
 """Of the projected features, and of their similarities (CMI's public code)."""
 
 Loss = Callable[[Answer, Ask, Tensor, Tensor, Callable[[], Term]], Terms]
