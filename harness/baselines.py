@@ -86,3 +86,100 @@ DFQ: Variants = {
     ),
     "cifar10": merge(_DFQ, {"rounds": 8_000, "batch_size": 256, "generator": {"latent_size": 256}}),
 }
+
+_STUDENT: Overlay = {"optimizer": "sgd", "lr": 0.1, "weight_decay": 1e-4, "schedule": "cosine"}
+
+_DEEPINVERSION: Overlay = {
+    "student_steps": 50,
+    "discrepancy": "js",
+    "student_discrepancy": "kl",
+    "temperature": 3.0,
+    "weights": {"adversarial": 10.0, "batch_norm": 10.0, "target": 1.0, "tv": 2.5e-5},
+    "student": _STUDENT,
+    "generator": {"optimizer": "adam", "lr": 0.1, "schedule": "constant"},
+    "inversion": {"steps": 2000, "rounds": 220, "views": "jitter"},
+}
+"""DeepInversion (arXiv 1912.08795) in its adaptive form: the images also seek the student's disagreement."""
+
+_DEEPINVERSION_SCALE: Overlay = {
+    "rounds": 220,
+    "student_steps": 400,
+    "batch_size": 256,
+    # There each norm is over the batch: 16 times the mean over 256 images of the norms of each.
+    "weights": {"tv": 16 * 2.5e-5},
+    "replay": {"memory": 512.0},
+}
+
+DEEPINVERSION: Variants = {
+    "paper": _DEEPINVERSION,
+    "plain": merge(_DEEPINVERSION, {"weights": {"adversarial": 0.0}}),
+    "cifar10": merge(_DEEPINVERSION, _DEEPINVERSION_SCALE),
+    "cifar100": merge(_DEEPINVERSION, _DEEPINVERSION_SCALE),
+}
+
+
+def _agreeing(adversarial: float) -> dict[str, Any]:
+    """What CMI and Fast share: disagreement where both name one class, and a student that learns from crops."""
+    return {
+        "student_steps": 50,
+        "discrepancy": "kl",
+        "temperature": 1.0,
+        "student_temperature": 20.0,
+        "adversarial_where": "agreed",
+        "weights": {"adversarial": adversarial},
+        "student": _STUDENT,
+        "generator": {"network": "pixels", "optimizer": "adam", "betas": [0.5, 0.999], "schedule": "constant"},
+        "inversion": {"views": "crop"},
+        "replay": {"augment": True},
+    }
+
+
+_CMI: Overlay = merge(
+    _agreeing(0.5),
+    {
+        "adversarial_after": 0.1,
+        "weights": {"batch_norm": 1.0, "target": 0.5, "contrastive": 0.8},
+        "generator": {"lr": 1e-3},
+        "inversion": {"steps": 200, "rounds": 40},
+    },
+)
+"""CMI (arXiv 2105.08584)."""
+
+_CMI_SCALE: Overlay = {
+    "rounds": 40,
+    "student_steps": 2000,
+    "batch_size": 256,
+    "generator": {"latent_size": 256},
+    "replay": {"memory": 512.0},
+}
+
+CMI: Variants = {
+    "paper": _CMI,
+    "cifar10": merge(_CMI, _CMI_SCALE),
+    "cifar100": merge(_CMI, _CMI_SCALE),
+}
+
+
+def _fast(adversarial: float, target: float) -> Overlay:
+    """Fast (arXiv 2112.15278), with ten steps a batch."""
+    return merge(
+        _agreeing(adversarial),
+        {
+            "student_steps": 10,
+            "adversarial_after": 20 / 220,
+            "weights": {"batch_norm": 10.0, "target": target},
+            "student": {"lr": 0.2},
+            "generator": {"lr": 5e-3},
+            "inversion": {"steps": 10, "latent_lr": 0.015, "momentum": 0.9},
+        },
+    )
+
+
+_FAST_SCALE: Overlay = {**_CMI_SCALE, "rounds": 220, "student_steps": 400}
+
+FAST: Variants = {
+    "paper": _fast(1.33, 0.4),
+    "cifar10": merge(_fast(1.33, 0.4), _FAST_SCALE),
+    "cifar100": merge(_fast(1.0, 0.5), _FAST_SCALE),
+}
+"""The weights of CIFAR-10 are those for wide residual networks, of CIFAR-100 those for ResNet-34."""

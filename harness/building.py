@@ -84,11 +84,11 @@ def _advice(module: nn.Module, x: Tensor) -> str:
     return f"; the nearest it takes is input.size={size[0] if size[0] == size[1] else list(size)}"
 
 
-def generator(config: Config) -> nn.Module:
-    """The generator with fresh weights; UserError where it cannot make images of the input size."""
+def generator(config: Config, *keys: int | str) -> nn.Module:
+    """The generator with fresh weights, others by `keys`; UserError where it cannot make images of the input size."""
     spec, pixels = config.generator, images.preprocessing(config)
     try:
-        with seeded(config.seed, "generator"):
+        with seeded(config.seed, "generator", *keys):
             shape, normalisation = image_shape(config), (pixels.mean, pixels.std)
             return generators.build(spec.network, spec.latent_size, shape, spec.width, normalisation)
     except ValueError as error:

@@ -44,6 +44,10 @@ class Weights:
     """Total variation of the images."""
     l2: Weight = 0.0
     """L2 norm of the images."""
+    target: Weight = 0.0
+    """Cross entropy of the teacher's answer with the class an image is made for; where images are inverted."""
+    contrastive: Weight = 0.0
+    """Two views of an image against those of all others, this batch's and earlier ones; where images are inverted."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,26 @@ class Replay:
     """How its images are stored: 256 steps over the range of each channel of an image, or halves."""
     place: Literal["host", "device"] = "host"
     """Where the pool is: in the host's memory, or on the device that computes."""
+    augment: bool = False
+    """Show its images under a random crop and mirroring; the teacher is then asked again."""
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """Methods that make each batch by many steps against the teacher and keep it: `deepinversion`, `cmi`, `fast`."""
+
+    steps: int = 200
+    """Image steps a batch in a run of `rounds` rounds; a shorter run takes proportionally fewer, at least one."""
+    rounds: int = 1
+    """Rounds from which on a batch takes all its `steps`."""
+    views: Literal["none", "jitter", "crop"] = "none"
+    """What the networks see of an image in a step: itself, or a shift around its edges or a crop, mirrored or not."""
+    latent_lr: float | None = None
+    """Learning rate of the latents; null: the generator's."""
+    momentum: float = 0.0
+    """Share of earlier batches in the statistics that the batch-norm term compares."""
+    bank: int = 4096
+    """Earlier images whose features the contrastive term keeps."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +166,8 @@ class Input:
 
     size: int | list[int] = 32
     """Side of a square image, or [height, width], in pixels."""
+    mirror: bool = True
+    """Whether a mirrored image is still one of its class: views of generated images may then be mirrored."""
 
 
 @dataclass(frozen=True)
@@ -262,12 +288,19 @@ class Config:
     """The discrepancy the student lowers; null: the same."""
     adversarial_transform: Literal["identity", "log1p"] = "identity"
     """A, applied to the mean discrepancy in the generator's turn."""
+    adversarial_where: Literal["all", "agreed"] = "all"
+    """Which predictions the generator's discrepancy counts; `agreed`: those of one class in teacher and student."""
+    adversarial_after: float = 0.0
+    """Share of the rounds that are over before the generator seeks the student's disagreement."""
     temperature: float = 1.0
     """Temperature of the `kl` and `js` discrepancies."""
+    student_temperature: float | None = None
+    """Temperature of the discrepancy the student lowers; null: the same."""
     teacher: Teacher = field(default_factory=Teacher)
     student: Student = field(default_factory=Student)
     generator: Generator = field(default_factory=Generator)
     replay: Replay = field(default_factory=Replay)
+    inversion: Inversion = field(default_factory=Inversion)
     input: Input = field(default_factory=Input)
     data: Data = field(default_factory=Data)
     teach: Teach = field(default_factory=Teach)

@@ -228,7 +228,7 @@ def _due(machine: Machine, done: int, terms: Sequence[tuple[str, Terms]], judge:
 
 
 def _measure(config: Config, networks: Networks) -> Scores:
-    generate = (lambda count, index: networks.generate(count, "evaluation", index)) if networks.generator else None
+    generate = (lambda count, index: networks.generate(count, "evaluation", index)) if networks.generates else None
     return measure(config, networks.teacher, networks.student, generate, networks.runtime)
 
 

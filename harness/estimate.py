@@ -15,6 +15,7 @@ from harness import building, folder, machine, methods, networks, resolve
 from harness import config as config_module
 from harness.config import Config, Distributed
 from harness.distributed.runtime import Runtime
+from harness.inversion import num_steps
 from harness.resolve import UNTRAINED
 
 
@@ -29,12 +30,16 @@ def estimate(config: Config, output: Path | None, say: Callable[[str], None]) ->
     if not present:
         say(f"teacher      {config.teacher.checkpoint} is not there yet; estimated with random weights")
     teacher = building.teacher(config if present else resolve.untrained(config))
-    alone = dataclasses.replace(config, distributed=Distributed())  # on one process, whatever the run asks for
+    one_step = dataclasses.replace(config.inversion, steps=1)
+    # On one process, whatever the run asks for.
+    alone = dataclasses.replace(config, distributed=Distributed(), inversion=one_step)
     built = machine.Machine(alone, Runtime(alone), turns, teacher)
-    seconds = sum(_seconds(built, turns.index(turn)) for turn in turns)
+    times = {turn: _seconds(built, turns.index(turn)) for turn in dict.fromkeys(turns)}
+    seconds = sum(times[turn] * (num_steps(config) if turn.source in methods.INVERTED else 1) for turn in turns)
     say(f"teacher      {config.teacher.network}, {networks.num_parameters(teacher):,} parameters")
     for name, player in built.players.items():
-        network = getattr(config, name).network
+        pixels = name == "generator" and any(turn.source == "pixels" for turn in turns)
+        network = "pixels of a batch" if pixels else getattr(config, name).network
         say(f"{name:13}{network}, {networks.num_parameters(player.module):,} parameters")
     if pool := built.sources.pool:
         size = pool.capacity * pool.batch_bytes / 2**20

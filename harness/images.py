@@ -63,6 +63,12 @@ def preprocessing(config: Config) -> Preprocessing:
     return Preprocessing(height, width, config.teacher.channels, mean, std)
 
 
+def black(config: Config) -> Tensor:
+    """What the network takes for a black pixel, [C, 1, 1]."""
+    spec = preprocessing(config)
+    return (-torch.tensor(spec.mean) / torch.tensor(spec.std))[:, None, None]
+
+
 def from_record(record: dict[str, Any]) -> Preprocessing:
     """The preprocessing that `dataclasses.asdict` wrote into student.json."""
     return Preprocessing(**{**record, "mean": tuple(record["mean"]), "std": tuple(record["std"])})

@@ -23,6 +23,12 @@ def latents(rows: range, total: int, size: int, *keys: int | str) -> Tensor:
     return torch.randn(total, size, generator=source)[rows.start : rows.stop]
 
 
+def uniform(rows: range, total: int, size: int, *keys: int | str) -> Tensor:
+    """As `latents`, of numbers in [0, 1)."""
+    source = torch.Generator().manual_seed(mix(*keys))
+    return torch.rand(total, size, generator=source)[rows.start : rows.stop]
+
+
 def shard(total: int, rank: int, world_size: int) -> range:
     """The rows of a global batch of `total` that belong to a rank; shards differ by one row at most."""
     return range(rank * total // world_size, (rank + 1) * total // world_size)

@@ -66,9 +66,16 @@ def attention(t: Sequence[Tensor], s: Sequence[Tensor]) -> Term:
 # Terms of the generator's turn.
 
 
-def adversarial(t: Tensor, s: Tensor, name: str, temperature: float, transform: str) -> Term:
-    """A(D(t, s)); A is the identity, or log(1 + .) as in DFAD's segmentation."""
-    value = yield from discrepancy(t, s, name, temperature)
+def adversarial(t: Tensor, s: Tensor, name: str, temperature: float, transform: str, where: str = "all") -> Term:
+    """A(D(t, s)); A is the identity, or log(1 + .) as in DFAD's segmentation.
+
+    `where` "agreed": a prediction counts 0 where t and s are of different classes (CMI, arXiv 2105.08584).
+    """
+    values = DISCREPANCIES[name](t, s, temperature)
+    if where == "agreed":
+        agreed = t.argmax(1) == s.argmax(1)
+        values = values * (agreed.unsqueeze(1) if values.dim() == t.dim() else agreed)
+    value = yield from mean(values)
     return torch.log1p(value) if transform == "log1p" else value
 
 
@@ -120,6 +127,23 @@ def total_variation(x: Tensor) -> Term:
 def image_norm(x: Tensor) -> Term:
     """Mean over samples of ||x||_2."""
     return mean(torch.linalg.vector_norm(x.flatten(1), dim=1))
+
+
+def contrastive(local: Tensor, whole: Tensor, rows: range, total: int, bank: Tensor, temperature: float) -> Term:
+    """Each view of an image against the other views of all images, as a classification (CMI, arXiv 2105.08584).
+
+    `local`, `whole` [b, D]: two views of the images `rows` out of `total`; `bank` [2, M, D]: those of earlier images.
+    All have norm 1. CE over rows of local . whole^T / temperature, whose classes are the images: the mean over the
+    batch, plus the mean over the bank. `whole` and its bank are constants, as in the public code.
+    """
+    views = torch.stack([local, whole.detach()])
+    placed = views.new_zeros(2, total, views.shape[2])
+    placed[:, rows.start : rows.stop] = views
+    batch = (yield placed.flatten()).view(placed.shape)
+    left, right = torch.cat([batch, bank], 1)
+    values = F.cross_entropy(left @ right.detach().T / temperature, torch.arange(len(left), device=left.device),
+                             reduction="none")  # fmt: skip
+    return values[:total].mean() + (values[total:].mean() if bank.shape[1] else 0.0)
 
 
 # Watched, never descended: a generator that collapses shows here.

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from harness import building, maps
+from harness import building, inversion, maps
 from harness.adversarial import generator_turn, student_turn, supervised_turn
 from harness.average import Average
 from harness.config import Config, Optimizer, ever
@@ -18,8 +18,9 @@ from harness.latents import latents, mix
 from harness.methods import Turn
 from harness.observed import observe
 from harness.players import Health, Player
+from harness.pool import Pool
 from harness.sources import Sources
-from harness.terms import Answer, Ask, Terms, settle
+from harness.terms import Terms, settle
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,18 @@ class Networks:
     generator: nn.Module | None
     config: Config
     runtime: Runtime
+    pool: Pool | None = None
+
+    @property
+    def generates(self) -> bool:
+        """Whether there are images to show: a generator, or where there is none a pool that holds some."""
+        return self.generator is not None or bool(self.pool and self.pool.filled)
 
     def generate(self, count: int, *keys: int | str) -> Tensor:
-        """Images x [count, C, H, W] from the generator, a function of its weights and the keys alone."""
-        assert self.generator is not None
+        """Images x [count, C, H, W] from the generator, a function of its weights and the keys alone; or of a pool."""
+        if self.generator is None:
+            assert self.pool
+            return self.pool.sample(count, *keys)
         z = latents(range(count), count, self.config.generator.latent_size, self.config.seed, *keys)
         with torch.no_grad():
             images: Tensor = self.generator(z.to(self.runtime.device, self.runtime.dtype))
@@ -59,6 +68,9 @@ class Machine:
         if config.student.average:
             self.student.average = Average(self.student.module, config.student.average * self.student.num_updates)
         self.sources = Sources(config, runtime, turns, self.generator, self.teacher)
+        self.inversion = inversion.build(config, runtime, turns, self.teacher, self.student, self.sources.pool)
+        if self.inversion:
+            self.generator = self.players["generator"] = self.inversion.player
 
     def play(self, round_index: int, turn_index: int, part: int = 0) -> Terms:
         """One turn on one micro-batch; every random draw in it is a function of (seed, round, turn, part, index)."""
@@ -69,6 +81,8 @@ class Machine:
         if turn.kind == "supervised":
             return supervised_turn(self.student, *self.sources.real(*place, part), loss)
         assert self.teacher is not None
+        if self.inversion and turn.kind == "generator":
+            return self.inversion.play(*place, part, loss)
         if turn.kind == "generator":
             assert self.generator is not None
             z = self.sources.latents(*place, part)
@@ -78,8 +92,9 @@ class Machine:
 
     def networks(self) -> Networks:
         """The networks as they stand. Every process has to ask; with several, trained ones are copies."""
-        whole = {name: self._whole(player, self._trained()[name]) for name, player in self.players.items()}
-        return Networks(self._whole_teacher(), whole["student"], whole.get("generator"), self.config, self.runtime)
+        whole = {name: self._whole(self.players[name], build) for name, build in self._trained().items()}
+        found = (self._whole_teacher(), whole["student"], whole.get("generator"))
+        return Networks(*found, self.config, self.runtime, self.sources.pool)
 
     def _trained(self) -> dict[str, Callable[[Config], nn.Module]]:
         """What builds each of the networks that are trained."""
@@ -101,7 +116,7 @@ class Machine:
             return self.teacher.module if self.teacher else None
         return self.runtime.place(self.runtime.together(lambda: building.teacher(self.config)))
 
-    def _settle(self, turn: Turn, round_index: int, *answers: Answer | Ask | Tensor) -> Terms:
+    def _settle(self, turn: Turn, round_index: int, *answers: object) -> Terms:
         return settle(turn.terms(self.config, round_index, *answers), self.runtime.reduce)
 
     def _player(self, name: str, module: nn.Module) -> Player:

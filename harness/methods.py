@@ -10,7 +10,7 @@ from typing import Literal
 from torch import Tensor
 
 from harness import baselines, losses, task
-from harness.config import Config, Weight, ever, weight_at
+from harness.config import Config, Weight, ever, sides, weight_at
 from harness.errors import UserError, nearest
 from harness.strict import Overlay
 from harness.terms import Answer, Ask, Term, Weighted
@@ -22,10 +22,16 @@ class Turn:
 
     kind: Literal["student", "generator", "supervised"]
     """One of the three turns of `harness.adversarial`."""
-    source: Literal["latents", "same", "pool", "data"]
-    """Fresh latents through the generator, those of the round's last turn that drew some, earlier images, real ones."""
+    source: Literal["latents", "same", "pool", "data", "pixels", "fresh", "meta"]
+    """Fresh latents through the generator, those of the round's last turn that drew some, earlier images, real ones;
+    or one of INVERTED."""
     terms: Callable[..., dict[str, Weighted]]
     """(config, round, answers ...) -> weighted terms by name."""
+
+
+INVERTED = ("pixels", "fresh", "meta")
+"""A whole batch by many steps, for the pool (`harness.inversion`): of pixels, or by a generator that begins anew with
+each batch, or begins where it has learnt to begin."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +49,8 @@ class Method:
 def student_terms(config: Config, round_index: int, t: Answer, s: Answer) -> dict[str, Weighted]:
     """D(t, s), which the student lowers, and attention transfer where it has a weight."""
     name = config.student_discrepancy or config.discrepancy
-    terms: dict[str, Weighted] = {
-        "discrepancy": (1.0, losses.discrepancy(t.logits, s.logits, name, config.temperature))
-    }
+    temperature = config.student_temperature or config.temperature
+    terms: dict[str, Weighted] = {"discrepancy": (1.0, losses.discrepancy(t.logits, s.logits, name, temperature))}
     if weight := weight_at(config.student.attention, round_index):
         terms["attention"] = (weight, losses.attention(t.maps, s.maps))
     return terms
@@ -58,7 +63,12 @@ def generator_terms(config: Config, round_index: int, t: Answer, s: Ask, x: Tens
     """
     terms: dict[str, Callable[[], Term]] = {
         "adversarial": lambda: losses.adversarial(
-            t.logits, s().logits, config.discrepancy, config.temperature, config.adversarial_transform
+            t.logits,
+            s().logits,
+            config.discrepancy,
+            config.temperature,
+            config.adversarial_transform,
+            config.adversarial_where,
         ),
         "batch_norm": lambda: losses.batch_norm(t.moments, config.batch_norm_form),
         "one_hot": lambda: losses.one_hot(t.logits),
@@ -68,10 +78,23 @@ def generator_terms(config: Config, round_index: int, t: Answer, s: Ask, x: Tens
         "tv": lambda: losses.total_variation(x),
         "l2": lambda: losses.image_norm(x),
     }
-    weights = {name: weight_at(getattr(config.weights, name), round_index) for name in terms}
+    weights = _weights(config, round_index)
     weights["adversarial"] *= -1
     weighted = {name: (weights[name], term()) for name, term in terms.items() if weights[name]}
     return weighted | {"entropy": (0.0, losses.entropy(t.logits)), "top_class": (0.0, losses.top_class(t.logits))}
+
+
+def image_terms(
+    config: Config, round_index: int, t: Answer, s: Ask, x: Tensor, y: Tensor, contrast: Callable[[], Term]
+) -> dict[str, Weighted]:
+    """The generator's terms, CE(t, y) with the classes [B] that images are made for, and the contrastive term."""
+    weights = _weights(config, round_index)
+    more: dict[str, Callable[[], Term]] = {
+        "target": lambda: losses.cross_entropy(t.logits, y, None),
+        "contrastive": contrast,
+    }
+    weighted = {name: (weights[name], term()) for name, term in more.items() if weights[name]}
+    return weighted | generator_terms(config, round_index, t, s, x)
 
 
 def supervised_terms(config: Config, round_index: int, s: Answer, labels: Tensor) -> dict[str, Weighted]:
@@ -79,12 +102,20 @@ def supervised_terms(config: Config, round_index: int, s: Answer, labels: Tensor
     return {"cross_entropy": (1.0, losses.cross_entropy(s.logits, labels, task.load(config.task).ignore_index))}
 
 
+def _weights(config: Config, round_index: int) -> dict[str, float]:
+    """The weights of a round, by term."""
+    weights = {name: weight_at(weight, round_index) for name, weight in vars(config.weights).items()}
+    if round_index < config.adversarial_after * config.rounds:
+        weights["adversarial"] = 0.0
+    return weights
+
+
 def _check_sought(config: Config) -> None:
     """UserError where in some round the generator has nothing to seek."""
     weights: list[Weight] = list(vars(config.weights).values())
     changes = {0.0} | {start for weight in weights if isinstance(weight, list) for start, _ in weight}
     for start in sorted(changes):
-        if start < config.rounds and not any(weight_at(weight, math.ceil(start)) for weight in weights):
+        if start < config.rounds and not any(_weights(config, math.ceil(start)).values()):
             raise UserError(
                 f"weights: all are 0 from round {start:g}, the generator has nothing to seek: set one above 0"
             )
@@ -96,9 +127,23 @@ def _num_replayed(config: Config) -> int:
     count = math.floor(share * steps + 1e-9)
     if share and not count:
         raise UserError(f"replay.share={share:g} of student_steps={steps} is no turn: set it to {1 / steps:g} or more")
-    if share and ever(config.student.attention):
-        raise UserError(f"replay.share={share:g}: the pool keeps no feature maps: set student.attention=0")
+    if share:
+        _check_maps(config)
     return count
+
+
+def _check_maps(config: Config) -> None:
+    if ever(config.student.attention) and not config.replay.augment:
+        raise UserError(
+            f"student.attention={config.student.attention}: the pool keeps no feature maps: set student.attention=0, "
+            "or replay.augment=true, which asks the teacher again"
+        )
+
+
+def _refuse_classes(config: Config) -> None:
+    for name in ("target", "contrastive"):
+        if ever(weight := getattr(config.weights, name)):
+            raise UserError(f"weights.{name}={weight}: method={config.method} makes no image for a class: set 0")
 
 
 def _refuse_replay(config: Config, reason: str) -> None:
@@ -109,6 +154,7 @@ def _refuse_replay(config: Config, reason: str) -> None:
 def _alternating(config: Config) -> list[Turn]:
     """k student turns, the last of them replayed where some are, and one generator turn, fresh z each time."""
     _check_sought(config)
+    _refuse_classes(config)
     fresh, replayed = (Turn("student", source, student_terms) for source in ("latents", "pool"))
     count = _num_replayed(config)
     students = [fresh] * (config.student_steps - count) + [replayed] * count
@@ -123,9 +169,30 @@ def _from_one_batch(config: Config) -> list[Turn]:
 def _after_the_generator(config: Config) -> list[Turn]:
     """One generator turn, then k student turns on its z, which make the same images for all k."""
     _check_sought(config)
+    _refuse_classes(config)
     _refuse_replay(config, "its student learns from one batch until the generator has made another")
     students = [Turn("student", "same", student_terms)] * config.student_steps
     return [Turn("generator", "latents", generator_terms), *students]
+
+
+def _inverting(source: Literal["pixels", "fresh", "meta"]) -> Callable[[Config], list[Turn]]:
+    """One batch of images into the pool, by many steps, then k student turns from the pool."""
+
+    def turns(config: Config) -> list[Turn]:
+        _check_sought(config)
+        _check_maps(config)
+        _refuse_replay(config, "its student learns from the pool in every turn")
+        height, width = sides(config.input.size)
+        if ever(config.weights.target) and len(task.load(config.task).answer_shape(config.classes, height, width)) > 1:
+            raise UserError(
+                f"weights.target={config.weights.target}: an image is made for one class, and the task {config.task} "
+                "answers for every pixel: set weights.target=0"
+            )
+        return [Turn("generator", source, image_terms)] + [
+            Turn("student", "pool", student_terms)
+        ] * config.student_steps
+
+    return turns
 
 
 def _on_real_data(config: Config) -> list[Turn]:
@@ -151,6 +218,9 @@ METHODS: dict[str, Method] = {
     "dafl": Method(_from_one_batch, baselines.DAFL),
     "zskt": Method(_after_the_generator, baselines.ZSKT),
     "dfq": Method(_alternating, baselines.DFQ),
+    "deepinversion": Method(_inverting("pixels"), baselines.DEEPINVERSION),
+    "cmi": Method(_inverting("fresh"), baselines.CMI),
+    "fast": Method(_inverting("meta"), baselines.FAST),
     "kd": Method(_on_real_data, {"paper": {"discrepancy": "kl", "temperature": 4.0}}, data_free=False),
     "supervised": Method(_supervised, data_free=False, has_teacher=False),
 }

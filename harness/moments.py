@@ -32,6 +32,10 @@ class LayerMoments:
     """var^ [C]."""
     eps: float
     """The layer's own floor of a variance."""
+    past: Tensor | None = None
+    """mu - mu^ and var of earlier batches [2, C], with which this one's are averaged; None: they count alone."""
+    momentum: float = 0.0
+    """The share of `past`."""
 
 
 class _SumsAboutMean(torch.autograd.Function):
@@ -89,22 +93,25 @@ def layer_moments(layer: NormLayer, x: Tensor) -> LayerMoments:
 
 def norm_distance(sums: Tensor, layer: LayerMoments) -> Tensor:
     """||mu - mu^||_2 + ||var - var^||_2 from a layer's global sums; the gradient at distance 0 is 0."""
-    shift, var = _shift_and_var(sums)
+    shift, var = shift_and_var(sums, layer)
     distance: Tensor = torch.linalg.vector_norm(shift) + torch.linalg.vector_norm(var - layer.running_var)
     return distance
 
 
 def kl_distance(sums: Tensor, layer: LayerMoments) -> Tensor:
     """Mean over channels of KL(N(mu, var) || N(mu^, var^)), both variances floored at the layer's eps."""
-    shift, var = _shift_and_var(sums)
+    shift, var = shift_and_var(sums, layer)
     var, var_hat = var.clamp_min(layer.eps), layer.running_var.clamp_min(layer.eps)
     return ((shift.square() + var) / (2 * var_hat) - (var / var_hat).log() / 2 - 0.5).mean()
 
 
-def _shift_and_var(sums: Tensor) -> tuple[Tensor, Tensor]:
-    """(mu - mu^, var), each [C]: var = E[(x - mu^)^2] - (mu - mu^)^2."""
+def shift_and_var(sums: Tensor, layer: LayerMoments) -> tuple[Tensor, Tensor]:
+    """(mu - mu^, var), each [C], averaged with those of the past: var = E[(x - mu^)^2] - (mu - mu^)^2."""
     first, second = (sums[1:] / sums[0]).chunk(2)
-    return first, second - first.square()
+    shift, var = first, second - first.square()
+    if layer.past is None:
+        return shift, var
+    return torch.lerp(shift, layer.past[0], layer.momentum), torch.lerp(var, layer.past[1], layer.momentum)
 
 
 def _layers(module: nn.Module) -> Iterator[NormLayer]:

@@ -43,6 +43,6 @@ def observe(
             f"teacher.network={config.teacher.network!r} has no batch norm with running statistics to judge "
             "images by: set weights.batch_norm=0, or bring a teacher that has"
         )
-    features = generates and ever(config.weights.activation)
+    features = generates and (ever(config.weights.activation) or ever(config.weights.contrastive))
     placed = runtime.place_teacher(teacher, judges=generates)
     return Observed(placed, features=features, moments=judged, layers=layers)

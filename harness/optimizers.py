@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,7 +13,7 @@ from torch import nn
 from harness.config import Optimizer
 
 
-def build(parameters: Iterable[nn.Parameter], settings: Optimizer) -> torch.optim.Optimizer:
+def build(parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]], settings: Optimizer) -> torch.optim.Optimizer:
     """The torch optimiser that settings name; fused, because only those can skip an update on the device."""
     if settings.optimizer == "sgd":
         return torch.optim.SGD(

@@ -124,8 +124,7 @@ class Player:
         """
         ended = self.health.watch(self.name, terms)
         if self.engine.backward(terms.total):
-            progress = self.updates / self.num_updates
-            self.engine.step(optimizers.learning_rate(self.settings, progress), ended)
+            self.engine.step(self.learning_rate(), ended)
             self.updates += 1
             if self.average:
                 self.average.update(self.updates)
@@ -133,6 +132,10 @@ class Player:
     def outcome(self) -> dict[str, Tensor]:
         """The weights that the run is for: the last ones or their average; every process has to ask."""
         return self.average.weights() if self.average else self.engine.weights()
+
+    def learning_rate(self) -> float:
+        """That of the next update, by the schedule."""
+        return optimizers.learning_rate(self.settings, self.updates / self.num_updates)
 
     def _learn(self, learning: bool) -> None:
         for parameter in self.parameters:

@@ -19,7 +19,7 @@ PREFIX = "pool/"
 
 
 class Pool:
-    """The last batches that a student learnt from when they were new: images as they are stored, and T's logits.
+    """The last batches that were made: images as they are stored, and T's logits.
 
     A batch has a number, which follows from its round and turn; the batch n is in slot n modulo the capacity. Row i of
     a batch that is drawn comes from row i of a slot that (seed, round, turn, i) choose, so that each process needs its
@@ -37,13 +37,14 @@ class Pool:
         if not self.capacity:
             raise UserError(
                 f"replay.memory={limit:g}: a batch of {config.batch_size} takes {self.batch_bytes / 2**20:.3g} MiB: "
-                "set it to several times that, or replay.share=0"
+                "set it to several times that" + (", or replay.share=0" if config.replay.share else "")
             )
         size = config.batch_size // config.micro_batches
         own = shard(size, runtime.rank, runtime.world_size)
         self._rows = [part * size + row for part in range(config.micro_batches) for row in own]
         self._columns = [range(part * len(own), (part + 1) * len(own)) for part in range(config.micro_batches)]
         device = runtime.device if config.replay.place == "device" else torch.device("cpu")
+        self.filled = 0
         self._held = {
             name: torch.zeros(self.capacity, len(self._rows), *shape, dtype=dtype, device=device)
             for name, (shape, dtype) in self._kinds.items()
@@ -69,6 +70,13 @@ class Pool:
         found = {name: held[slots, columns].to(self.runtime.device) for name, held in self._held.items()}
         return _unpack(found, self.runtime.dtype), Answer(found["logits"])
 
+    def sample(self, count: int, *keys: int | str) -> Tensor:
+        """Images [count, C, H, W] out of all that this process holds, chosen by the keys: for pictures."""
+        source = torch.Generator().manual_seed(mix(self.config.seed, *keys))
+        slots, columns = (torch.randint(size, (count,), generator=source) for size in (self.filled, len(self._rows)))
+        found = {name: held[slots, columns].to(self.runtime.device) for name, held in self._held.items()}
+        return _unpack(found, self.runtime.dtype)
+
     def tensors(self, done: int) -> dict[str, Tensor]:
         """For a checkpoint after `done` rounds: all processes' rows, by name; every process has to ask."""
         filled = min(done * len(self.fresh), self.capacity)
@@ -84,6 +92,7 @@ class Pool:
         """Takes over what `tensors` gave, on this number of processes or another."""
         for name, held in self._held.items():
             whole = tensors[PREFIX + name]
+            self.filled = len(whole)
             held[: len(whole)] = whole[:, self._rows].to(held.device)
 
     def _number(self, round_index: int, turn_index: int) -> int:
@@ -92,6 +101,7 @@ class Pool:
 
     def _put(self, round_index: int, turn_index: int, part: int, values: Mapping[str, Tensor]) -> None:
         slot, columns = self._number(round_index, turn_index) % self.capacity, self._columns[part]
+        self.filled = max(self.filled, slot + 1)
         for name, value in values.items():
             self._held[name][slot, columns.start : columns.stop] = value.to(self._held[name])
 

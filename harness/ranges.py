@@ -19,13 +19,18 @@ def check(values: Mapping[str, Any], num_channels: int) -> None:
             raise UserError(f"{path}={values[path]!r}: expected {expected}")
 
     for path in ("rounds", "batch_size", "student_steps", "log_every", "checkpoint.every", "checkpoint.keep",
-                 "micro_batches", "generator.latent_size", "teach.epochs", "teach.batch_size"):  # fmt: skip
+                 "micro_batches", "generator.latent_size", "teach.epochs", "teach.batch_size", "inversion.steps",
+                 "inversion.rounds", "inversion.bank"):  # fmt: skip
         need(values[path] >= 1, path, "at least 1")
     for path in ("seed", "teach.seed", "evaluate_every", "data.workers", "generator.width", "student.clip",
                  "generator.clip", "student.weight_decay", "generator.weight_decay", "teach.weight_decay"):  # fmt: skip
         need(values[path] >= 0, path, "at least 0")
     for path in ("student.lr", "generator.lr", "teach.lr", "student.gamma", "generator.gamma", "temperature"):
         need(0 < values[path] < math.inf, path, "a number above 0")
+    for path in ("student_temperature", "inversion.latent_lr"):
+        need(values[path] is None or 0 < values[path] < math.inf, path, "a number above 0, or null")
+    need(0 <= values["inversion.momentum"] < 1, "inversion.momentum", "a number in [0, 1)")
+    need(0 <= values["adversarial_after"] < 1, "adversarial_after", "a share of the rounds, from 0 to below 1")
     named: dict[str, Iterable[str]] = {
         "discrepancy": DISCREPANCIES,
         "student_discrepancy": DISCREPANCIES,

@@ -62,7 +62,7 @@ class Record:
 
     def samples(self, networks: Networks, round_index: int) -> None:
         """A grid of generated images labelled with what the networks say of them; nothing where pictures are off."""
-        if not self.config.pictures or networks.generator is None or networks.teacher is None:
+        if not self.config.pictures or not networks.generates or networks.teacher is None:
             return
         x = networks.generate(NUM_SAMPLES, "samples")
         with evaluating([networks.student]):

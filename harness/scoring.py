@@ -84,7 +84,7 @@ def _generate(run: Path, settings: Config, runtime: Runtime) -> Callable[[int, i
     """The images the run's last generator invents: generate(batch size, index of the batch)."""
     turns = find(settings.method, settings.variant)[0].turns(settings)
     machine = Machine(settings, runtime, turns, building.teacher(settings))
-    if checkpoint.restore(run / "checkpoints", machine.players) is None:
+    if checkpoint.restore(run / "checkpoints", machine.players, take=machine.sources.take) is None:
         raise UserError(f"{run / 'checkpoints'} is empty, it held the generator: name test images with --data")
     last = machine.networks()
     return lambda count, index: last.generate(count, "evaluation", index)

@@ -7,13 +7,14 @@ from functools import partial
 
 from torch import Tensor
 
+from harness import images, views
 from harness import task as tasks
 from harness.adversarial import Teacher
 from harness.config import Config
 from harness.data import TrainingBatches
 from harness.distributed.runtime import Runtime
-from harness.latents import latents, shard
-from harness.methods import Turn
+from harness.latents import latents, shard, uniform
+from harness.methods import INVERTED, Turn
 from harness.players import Player
 from harness.pool import Pool
 from harness.terms import Answer
@@ -29,7 +30,7 @@ class Sources:
         self.generator, self.teacher = generator, teacher
         self._batches: Iterator[tuple[Tensor, Tensor]] | None = None
         self._taught: dict[int, tuple[Tensor, Answer]] = {}
-        fresh = [place for place, turn in enumerate(turns) if (turn.kind, turn.source) == ("student", "latents")]
+        fresh = [place for place, turn in enumerate(turns) if _is_stored(turn)]
         replays = any(turn.source == "pool" for turn in turns)
         self.pool = Pool(config, runtime, fresh) if replays else None
 
@@ -55,6 +56,8 @@ class Sources:
         if source == "pool":
             assert self.pool
             x, t = self.pool.draw(*place)
+            if self.config.replay.augment:
+                return lambda: self._cropped(x, *place), self.teacher
             return lambda: x, lambda x: t
         if self.pool:
             return partial(self._keep, self.pool, *place), partial(self._ask, self.pool, *place)
@@ -88,6 +91,12 @@ class Sources:
         own = shard(size, self.runtime.rank, self.runtime.world_size)
         return range(part * size + own.start, part * size + own.stop)
 
+    def _cropped(self, x: Tensor, round_index: int, turn_index: int, part: int) -> Tensor:
+        """Images [b, C, H, W] under a crop and mirroring that each row's place chooses."""
+        keys = (self.config.seed, "views", round_index, turn_index)
+        draws = uniform(self._rows(part), self.config.batch_size, 3, *keys).to(x)
+        return views.crop(x, draws, self.config.input.mirror, images.black(self.config).to(x))
+
     def _invent(self, round_index: int, turn_index: int, part: int) -> Tensor:
         assert self.generator is not None
         return self.generator.guest(self.latents(round_index, turn_index, part))
@@ -109,3 +118,8 @@ class Sources:
             x = self._invent(round_index, turn_index, part)
             self._taught[part] = (x, self.teacher(x))
         return self._taught[part][0]
+
+
+def _is_stored(turn: Turn) -> bool:
+    """Whether the images of a turn go into the pool, where there is one."""
+    return (turn.kind, turn.source) == ("student", "latents") or turn.source in INVERTED

@@ -6,6 +6,7 @@ decides; they are spread over the classes that the teacher sees in them. Made on
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,10 +19,14 @@ from torch import Tensor, nn
 
 from harness import building, files
 from harness.config import Config
+from harness.distributed.runtime import Runtime
 from harness.errors import UserError
 from harness.evaluate import evaluating
+from harness.inversion import inverts
 from harness.latents import latents
+from harness.methods import METHODS
 from harness.networks import sha256
+from harness.pool import PREFIX, Pool
 
 SHARES = (0.10, 0.25, 0.50, 1.0)
 """Of the default run's rounds: when its generator makes its part of the probe."""
@@ -129,7 +134,12 @@ def last_checkpoint(run: Path) -> Path | None:
 
 
 def generated(config: Config, checkpoint: Path, *keys: int | str) -> Iterator[Tensor]:
-    """Endless batches of images from the generator of a checkpoint, normalising as in training."""
+    """Endless batches of images from the generator of a checkpoint, normalising as in training, or from its pool.
+
+    The pool it is where a method makes each batch by many steps: no generator of all of them is left.
+    """
+    if inverts(METHODS[config.method].turns(config)):
+        yield from _pooled(config, checkpoint, *keys)
     generator = restored(building.generator(config), checkpoint, "generator").train()
     device = next(generator.parameters()).device
     index = 0
@@ -139,6 +149,16 @@ def generated(config: Config, checkpoint: Path, *keys: int | str) -> Iterator[Te
         with torch.no_grad():
             yield generator(z.to(device))
         index += 1
+
+
+def _pooled(config: Config, checkpoint: Path, *keys: int | str) -> Iterator[Tensor]:
+    """Endless batches of images from the pool of a checkpoint."""
+    pool = Pool(config, Runtime(config), fresh=())
+    with safetensors.safe_open(checkpoint, framework="pt") as file:
+        names = [name for name in file.keys() if name.startswith(PREFIX)]  # noqa: SIM118 - not a dictionary
+        pool.load({name: file.get_tensor(name) for name in names})
+    for index in itertools.count():
+        yield pool.sample(config.batch_size, *keys, index)
 
 
 def _make(config: Config, checkpoint: Path, round_index: int) -> tuple[Tensor, Tensor]:

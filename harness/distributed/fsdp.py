@@ -13,7 +13,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from harness import optimizers
-from harness.config import Optimizer, Weights, weight_at
+from harness.config import Optimizer, Weights, ever, weight_at
 from harness.distributed.collectives import from_first, total
 from harness.distributed.engines import under, whole
 from harness.errors import UserError
@@ -127,7 +127,12 @@ def check_weights(weights: Weights) -> None:
 
     Then gradients pass through all of its blocks; one that they enter from its middle would not be gathered.
     """
-    terms = [weights.adversarial, weights.one_hot, weights.class_balance, weights.sample_entropy]
+    terms = [weights.adversarial, weights.one_hot, weights.class_balance, weights.sample_entropy, weights.target]
+    if ever(weights.contrastive):
+        raise UserError(
+            f"distributed.shard_teacher=true cannot have weights.contrastive={weights.contrastive}, a loss over the "
+            "teacher's features alone: set one of the two to false, or to 0"
+        )
     changes = {0.0} | {start for weight in terms if isinstance(weight, list) for start, _ in weight}
     for start in sorted(changes):
         if not any(weight_at(weight, math.ceil(start)) for weight in terms):

@@ -115,6 +115,12 @@ class Runtime:
             return zero.ZeroEngine(self.accelerator, name, module, settings, self.config.micro_batches)
         return ReplicatedEngine(self.accelerator, module, settings, self.config.micro_batches)
 
+    def replica(self, module: nn.Module) -> nn.Module:
+        """A network that every process holds whole and trains by itself (`batches.BatchEngine`)."""
+        if self.world_size > 1 and self.config.sync_batch_norm:
+            synchronise(module)
+        return zero.autocast(self.arrange(module), self.device, self.config.precision)
+
     def reduce(self, sums: Tensor) -> Tensor:
         """Sums [N] over all processes, differentiably; with them goes whether any process wants to stop."""
         if self.world_size == 1:

@@ -10,7 +10,11 @@ from harness.strict import Overlay, merge
 from harness.task import Recipe
 
 DATA: dict[str, Overlay] = {
-    "digits": {"classes": 10, "input": {"size": 8}, "teacher": {"channels": "gray", "mean": [0.3053], "std": [0.3758]}},
+    "digits": {
+        "classes": 10,
+        "input": {"size": 8, "mirror": False},
+        "teacher": {"channels": "gray", "mean": [0.3053], "std": [0.3758]},
+    },
     "fashion_mnist": {
         "classes": 10,
         "input": {"size": 28},

@@ -48,6 +48,12 @@ def _method(name: str) -> dict[str, Any]:
     return merge(values, {"method": name, "rounds": 10, "student_steps": min(values["student_steps"], 3)})
 
 
+def _inverting(name: str) -> dict[str, Any]:
+    """A method that makes each batch by many steps: fewer of them."""
+    over = {"rounds": 5, "inversion": {"steps": 4, "rounds": 1, "bank": 20}, "replay": {"memory": 0.02}}
+    return merge(_method(name), over)
+
+
 CASES: dict[str, Overlay] = {
     "sgd": {},
     "adam": {"student": {"optimizer": "adam", "lr": 1e-3}},
@@ -60,6 +66,9 @@ CASES: dict[str, Overlay] = {
     "zskt": _method("zskt"),
     "zskt, micro-batches": merge(_method("zskt"), {"micro_batches": 2, "batch_size": 16}),
     "dfq": _method("dfq"),
+    "deepinversion": _inverting("deepinversion"),
+    "cmi, with attention": merge(_inverting("cmi"), {"student": {"attention": 100.0}, "batch_size": 13}),
+    "fast, micro-batches": merge(_inverting("fast"), {"micro_batches": 2, "batch_size": 16}),
     "replay": {"student_steps": 3, "replay": {"share": 0.4, "memory": 0.05}},
     "averaged": {"student": {"average": 0.1}},
     "replay, micro-batches": {

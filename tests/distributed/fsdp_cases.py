@@ -38,6 +38,8 @@ CASES: dict[str, Overlay] = {
         "blocks, clipped, in micro-batches": merge(
             merge(BLOCKS, cases.CASES["clipped"]), {"batch_size": 14, "micro_batches": 2}
         ),
+        "attention": merge(cases.CASES["zskt"], {"rounds": 3}),
+        "the pool": cases.CASES["fast, micro-batches"],
         "teacher": TEACHER,
     }.items()
 }

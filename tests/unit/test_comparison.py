@@ -67,7 +67,16 @@ def test_a_figure_is_drawn(tmp_path: Path) -> None:
 
 def test_equal_updates_are_rounds_by_the_methods_own_turns() -> None:
     rounds = {name: methods.rounds_of(Run("digits", name, 0, ()), ("updates", 1200), []) for name in methods.DATA_FREE}
-    assert rounds == {"ddad": 240, "dfad": 240, "dafl": 1200, "zskt": 120, "dfq": 120}
+    assert rounds == {
+        "ddad": 240,
+        "dfad": 240,
+        "dafl": 1200,
+        "zskt": 120,
+        "dfq": 120,
+        "deepinversion": 24,
+        "cmi": 24,
+        "fast": 120,
+    }
     words = ("student_steps=10", "replay.share=0.5")
     assert methods.rounds_of(Run("digits", "ddad", 0, words), ("updates", 1200), []) == 120
 

@@ -28,6 +28,7 @@ def test_every_field_has_a_docstring() -> None:
         "student",
         "generator",
         "replay",
+        "inversion",
         "input",
         "data",
         "teach",

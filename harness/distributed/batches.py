@@ -1,0 +1,118 @@
+"""The engine of a batch of images that is made by many steps: what belongs to an image stays on its process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from harness import optimizers
+from harness.config import Optimizer
+from harness.distributed.collectives import total
+from harness.distributed.engines import like, under, whole
+
+
+class BatchEngine:
+    """harness.players.Engine of a batch: parameters `own` of this process's images, and those that all images share.
+
+    Loss sums hand back W times the gradient (`collectives`). That of a shared parameter is the mean over the W
+    processes; that of an image's own parameters is complete on its process, and is divided by W.
+
+    `lasting` is what goes on from batch to batch, and is what a checkpoint has of this engine. Of its networks, `head`
+    takes part in the steps and learns in each. `start` holds the weights from which the batch's own `generator` starts,
+    and learns once a batch, by the sum of the gradients that the steps gave that (first-order MAML, 1703.03400).
+    """
+
+    def __init__(
+        self, module: nn.Module, own: nn.Parameter, settings: Optimizer, latent_lr: float | None, world_size: int,
+        lasting: nn.ModuleDict, generator: nn.Module | None,
+    ) -> None:  # fmt: skip
+        self.module, self.own, self.settings, self.latent_lr = module, own, settings, latent_lr
+        self.world_size, self.lasting = world_size, lasting
+        self.shared = list(generator.parameters()) if generator else []
+        self._head, self._start = (
+            list(lasting[name].parameters()) if name in lasting else [] for name in ("head", "start")
+        )
+        self._kept = [optimizers.build(part, settings) if part else None for part in (self._head, self._start)]
+        self._ended = torch.zeros((), device=own.device)
+        self.begin()
+
+    def begin(self) -> None:
+        """A new batch: its optimiser knows nothing of the one before."""
+        groups = [{"params": part} for part in ([self.own], self.shared) if part]
+        self.optimizer = optimizers.build(groups, self.settings)
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Forward."""
+        output: Tensor = self.module(inputs)
+        return output
+
+    def backward(self, loss: Tensor) -> bool:
+        """The gradients of a step; every step is complete."""
+        loss.backward()
+        if self.world_size > 1:
+            assert self.own.grad is not None
+            self.own.grad.div_(self.world_size)
+            grads = [parameter.grad for parameter in (*self.shared, *self._head) if parameter.grad is not None]
+            means = total(torch.cat([grad.flatten() for grad in grads])) / self.world_size if grads else Tensor()
+            for grad, mean in zip(grads, means.split([grad.numel() for grad in grads]), strict=True):
+                grad.copy_(mean.view_as(grad))
+        for start, parameter in zip(self._start, self.shared, strict=False):  # where nothing lasts there is no start
+            assert parameter.grad is not None
+            start.grad = parameter.grad.clone() if start.grad is None else start.grad.add_(parameter.grad)
+        return True
+
+    def step(self, learning_rate: float, ended: Tensor) -> None:
+        """One update, unless `ended` is 1; the gradients are freed."""
+        if self.settings.clip > 0:
+            nn.utils.clip_grad_norm_(self.shared, self.settings.clip)
+        self._ended = ended
+        _update(self.optimizer, learning_rate, ended, self.latent_lr)
+        _update(self._kept[0], learning_rate, ended)
+
+    def finish(self, learning_rate: float) -> None:
+        """The batch is made: what the next one starts from learns."""
+        _update(self._kept[1], learning_rate, self._ended)
+
+    def weights(self) -> dict[str, Tensor]:
+        """What lasts, by name, on the CPU: the same on every process."""
+        return {name: whole(value) for name, value in self.lasting.state_dict().items()}
+
+    def moments(self) -> dict[str, Tensor]:
+        """The state of its optimisers as "PARAMETER/STATE", likewise."""
+        return {
+            f"{name}/{key}": whole(value)
+            for name, parameter in self.lasting.named_parameters()
+            for optimizer in filter(None, self._kept)
+            for key, value in optimizer.state.get(parameter, {}).items()
+            if isinstance(value, Tensor)
+        }
+
+    def load(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> None:
+        """Takes over what `weights` and `moments` gave."""
+        self.lasting.load_state_dict(weights)
+        parts = dict(zip((*self._head, *self._start), self._optimizers(), strict=True))
+        for name, parameter in self.lasting.named_parameters():
+            if state := under(moments, f"{name}/"):
+                parts[parameter].state[parameter] = {key: like(parameter, value) for key, value in state.items()}
+
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
+        """That of each parameter of the head and of the start."""
+        pairs = zip(self._kept, (self._head, self._start), strict=True)
+        return [optimizer for optimizer, part in pairs if optimizer for _ in part]
+
+
+def _update(
+    optimizer: torch.optim.Optimizer | None, learning_rate: float, ended: Tensor, first: float | None = None
+) -> None:
+    """One update of everything at one rate, or of the first group at its own; nothing where nothing learns."""
+    if optimizer is None:
+        return
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    if first is not None:
+        optimizer.param_groups[0]["lr"] = first
+    optimizer.found_inf = ended  # type: ignore[attr-defined]  # torch.amp's hook, which fused optimisers heed
+    optimizer.step()
+    optimizer.zero_grad()

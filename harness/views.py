@@ -1,0 +1,68 @@
+"""Views of images: each is shifted, cropped and mirrored in its own way, as matrices over its rows and its columns.
+
+    x' = R x C^T,  x [C, H, W], R [H, H], C [W, W]
+
+so that a view is differentiable and the same to the bit on every device. The draws u [b, 4] in [0, 1) of an image
+choose where it is taken from down and across, whether it is mirrored, and how large it is.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+JITTER, PADDING = 16, 8
+"""Of a side, the part by which an image is shifted or padded at most: 2 and 4 pixels of 32."""
+
+MIN_AREA = 0.25
+"""The least part of an image that a local view shows (CMI's public code)."""
+
+
+def jitter(x: Tensor, draws: Tensor, mirror: bool) -> Tensor:
+    """Shifts around the edges by up to a sixteenth of the side, x [b, C, H, W] (DeepInversion)."""
+    reach = [-(-side // JITTER) for side in x.shape[2:]]
+    starts = [_whole(draws[:, axis], 2 * r + 1) - r for axis, r in enumerate(reach)]
+    places = [_places(start, side) % side for start, side in zip(starts, x.shape[2:], strict=True)]
+    return _taken(x, places, draws, mirror)
+
+
+def crop(x: Tensor, draws: Tensor, mirror: bool, black: Tensor) -> Tensor:
+    """Crops after padding by an eighth of the side with `black` [C, 1, 1], x [b, C, H, W]."""
+    reach = [-(-side // PADDING) for side in x.shape[2:]]
+    starts = [_whole(draws[:, axis], 2 * r + 1) - r for axis, r in enumerate(reach)]
+    places = [_places(start, side) for start, side in zip(starts, x.shape[2:], strict=True)]
+    return _taken(x - black, places, draws, mirror) + black
+
+
+def local(x: Tensor, draws: Tensor, mirror: bool) -> Tensor:
+    """A part of each image at the size of the whole: a quarter of its area up to all of it, x [b, C, H, W]."""
+    scale = (MIN_AREA + (1 - MIN_AREA) * draws[:, 3]).sqrt()
+    places = []
+    for axis, side in enumerate(x.shape[2:]):
+        start = draws[:, axis] * (1 - scale) * side
+        centres = start[:, None] + scale[:, None] * (torch.arange(side, device=x.device) + 0.5) - 0.5
+        places.append(centres.clamp(0, side - 1))
+    return _taken(x, places, draws, mirror)
+
+
+def _whole(draw: Tensor, count: int) -> Tensor:
+    """One of 0 .. count - 1; in fp32 a draw just below 1 may round up."""
+    return (draw * count).floor().clamp(max=count - 1)
+
+
+def _places(start: Tensor, side: int) -> Tensor:
+    """Where each of `side` pixels is taken from, [b, side]."""
+    return start[:, None] + torch.arange(side, device=start.device)
+
+
+def _taken(x: Tensor, places: list[Tensor], draws: Tensor, mirror: bool) -> Tensor:
+    """Pixels [b, C, H, W] from (row, column) places [b, H], [b, W]; 0 outside; half of the images mirrored."""
+    rows, columns = places
+    if mirror:
+        columns = torch.where(draws[:, 2:3] < 0.5, columns.flip(1), columns)
+    return _between(rows, x.shape[2])[:, None] @ x @ _between(columns, x.shape[3])[:, None].transpose(2, 3)
+
+
+def _between(places: Tensor, side: int) -> Tensor:
+    """Weights [b, n, side] of the two pixels next to each place [b, n]: linear interpolation."""
+    return (1 - (places[:, :, None] - torch.arange(side, device=places.device)).abs()).clamp_min(0)
