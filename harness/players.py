@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -21,6 +21,8 @@ class Engine(Protocol):
 
     module: nn.Module
     """The bare network."""
+    guest: Callable[[Tensor], Tensor]
+    """The same in the rounds, where it may be compiled, for turns of others."""
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Forward."""
@@ -111,9 +113,8 @@ class Player:
             return Answer(self(x), maps=found)
 
     def guest(self, inputs: Tensor) -> Tensor:
-        """Forward in someone else's turn: the bare network, because engines expect to be the one that learns."""
-        output: Tensor = self.module(inputs)
-        return output
+        """Forward in someone else's turn: not the engine, which expects to be the one that learns."""
+        return self.engine.guest(inputs)
 
     def descend(self, terms: Terms) -> None:
         """One update along the gradient of `terms.total`, unless a loss so far was not finite.

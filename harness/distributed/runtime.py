@@ -15,6 +15,7 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from harness import speed
 from harness.config import Config, Optimizer
 from harness.distributed import system, zero
 from harness.distributed.batch_norm import synchronise
@@ -46,6 +47,7 @@ class Runtime:
                 f"the launcher started {launched_world_size()} processes, Accelerate found {self.world_size}: "
                 "start them with torchrun, or as docs/distributed.md says"
             )
+        speed.prepare(config, self.device, self.world_size)
         self.dtype = torch.float64 if config.precision == "fp64" else torch.float32
         self._leaving, self._flag, self._asked = False, torch.zeros(()), 0
 
@@ -113,7 +115,11 @@ class Runtime:
         if self._zero:
             module = zero.autocast(module, self.device, self.config.precision)
             return zero.ZeroEngine(self.accelerator, name, module, settings, self.config.micro_batches)
-        return ReplicatedEngine(self.accelerator, module, settings, self.config.micro_batches)
+        return ReplicatedEngine(self.accelerator, module, settings, self.config.micro_batches, self.compiled)
+
+    def compiled(self, call: speed.Call) -> speed.Call:
+        """A network, or a function of images, as `speed.compile` asks for it in the rounds."""
+        return speed.compiled(call, self.config)
 
     def reduce(self, sums: Tensor) -> Tensor:
         """Sums [N] over all processes, differentiably; with them goes whether any process wants to stop."""

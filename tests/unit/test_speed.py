@@ -1,0 +1,160 @@
+"""What `speed.*` switches: the same losses within rounding, a fixed number of graphs, and refusals in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from harness import speed
+from harness.errors import UserError
+from harness.strict import Overlay, merge
+from tests.unit.test_turns import build, state
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf",  # torch.compile looks at its inputs, and hides this
+)
+
+FULL: Overlay = {"weights": {"activation": 0.1, "tv": 0.01}, "precision": "fp64"}
+"""A round in which everything is asked of the teacher: moments and features."""
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """torch.compile that traces and runs what it traced, without compiling; its counters start at 0."""
+    monkeypatch.setattr(speed, "BACKEND", "eager")
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def play(over: Overlay, rounds: int) -> list[float]:
+    """The totals of all turns, in order."""
+    built = build(over)
+    return [built.play(index, turn).total.item() for index in range(rounds) for turn in range(len(built.turns))]
+
+
+def graphs() -> dict[str, int]:
+    return {key: counters["stats"][key] for key in ("unique_graphs",)} | {
+        "breaks": sum(counters["graph_break"].values()),
+        "recompiled": sum(counters["recompile_limit"].values()),
+    }
+
+
+@pytest.mark.usefixtures("counted")
+@pytest.mark.parametrize(
+    ("over", "expected"),
+    [
+        (FULL, 6),  # teacher, student and generator, each in its own turn or with gradients, and in others'
+        ({**FULL, "precision": "bf16"}, 6),
+        (merge(FULL, {"method": "zskt", "weights": {"batch_norm": 1.0}}), 6),
+    ],
+    ids=["ddad", "bf16", "zskt"],
+)
+def test_a_round_is_a_fixed_number_of_graphs_without_a_break(over: Overlay, expected: int) -> None:
+    built = build(merge(over, {"speed": {"compile": True}}))
+    for turn in range(len(built.turns)):
+        built.play(0, turn)
+    first = graphs()
+    assert first == {"unique_graphs": expected, "breaks": 0, "recompiled": 0}
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for index in (1, 2):
+            for turn in range(len(built.turns)):
+                built.play(index, turn)
+    assert graphs() == first
+
+
+@pytest.mark.usefixtures("counted")
+def test_tracing_changes_nothing() -> None:
+    """The same operations in the same order: what differs under inductor is inductor's rounding alone."""
+    assert play(merge(FULL, {"speed": {"compile": True}}), 2) == play(FULL, 2)
+
+
+@pytest.mark.usefixtures("counted")
+def test_an_evaluation_between_rounds_is_not_compiled_and_the_state_is_the_same() -> None:
+    built, plain = build(merge(FULL, {"speed": {"compile": True}})), build(FULL)
+    for one in (built, plain):
+        one.play(0, 0)
+        one.play(0, 2)
+        networks = one.networks()
+        assert networks.teacher is not None
+        with torch.no_grad():
+            networks.teacher(networks.generate(5, "samples"))
+        one.play(1, 0)
+        one.play(1, 2)
+    assert graphs()["unique_graphs"] == 6
+    for name, player in plain.players.items():
+        other = state(built.players[name].module)
+        assert all(torch.equal(value, other[key]) for key, value in state(player.module).items())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_inductor_agrees_with_eager(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    torch._dynamo.reset()
+    small = merge(FULL, {"student_steps": 1, "teacher": {"network": "cnn4"}})
+    found, expected = play(merge(small, {"speed": {"compile": True}}), 2), play(small, 2)
+    assert found == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("over", "message"),
+    [
+        (
+            {"speed": {"cuda_graphs": True}},
+            r"speed\.cuda_graphs=true needs a GPU, this run is on the cpu",
+        ),
+        ({"speed": {"tf32": True}}, r"speed\.tf32=true needs a GPU"),
+        (
+            {"speed": {"compile": True}, "student": {"attention": 1.0}},
+            r"no feature maps: set student\.attention=0",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(over: Overlay, message: str) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    with pytest.raises(UserError, match=message) as caught:
+        build(over)
+    assert "\n" not in str(caught.value)
+
+
+def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(UserError, match=r"needs a C\+\+ compiler, such as g\+\+"):
+        build({"speed": {"compile": True}})
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(
+    ("switches", "tolerance"),
+    [
+        ({"compile": True}, 1e-4),
+        ({"compile": True, "cuda_graphs": True}, 1e-4),
+        ({"tf32": True}, 1e-2),
+        ({"tf32": False}, 1e-4),
+    ],
+    ids=str,
+)
+def test_a_gpus_switches_agree_with_its_defaults(switches: dict[str, bool], tolerance: float) -> None:
+    expected = play({}, 2)
+    assert play({"speed": switches}, 2) == pytest.approx(expected, rel=tolerance)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_turn_does_not_wait_for_the_gpu() -> None:
+    built = build()
+    for turn in range(len(built.turns)):
+        built.play(0, turn)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for turn in range(len(built.turns)):
+            built.play(1, turn)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
