@@ -57,7 +57,9 @@ class Health:
     def watch(self, player: str, terms: Terms) -> Tensor:
         """Takes in a turn's terms; returns 1.0 where updates have ended, else 0.0, as optimisers' `found_inf`."""
         bad = ~torch.stack([*terms.values.values(), terms.total.detach()]).isfinite()
-        first = self._index(player, (*terms.values, "total"))[bad.long().argmax()]
+        first = self._index(player, (*terms.values, "total")).take(
+            bad.long().argmax()
+        )  # [...] would wait for the device
         self._blame = torch.where((self._blame == 0) & bad.any(), first, self._blame)
         if not self._blame.is_cuda:  # reading costs nothing here; elsewhere it waits for the log interval
             self.verify()

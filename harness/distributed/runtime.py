@@ -103,6 +103,12 @@ class Runtime:
         arranged: nn.Module = module.to(self.device, self.dtype).to(memory_format=torch.channels_last)
         return arranged
 
+    def send(self, values: Tensor) -> Tensor:
+        """A tensor of the host on the device; the host does not wait until it is there."""
+        if self.device.type == "cuda":
+            return values.pin_memory().to(self.device, non_blocking=True)
+        return values.to(self.device)
+
     def engine(self, name: str, module: nn.Module, settings: Optimizer) -> Engine:
         """The engine of the network to be trained that is called `name`; every process has to ask for it."""
         if self.world_size > 1 and self.config.sync_batch_norm:

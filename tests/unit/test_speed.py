@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch._dynamo.utils import counters
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness import speed
 from harness.errors import UserError
@@ -129,6 +131,30 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(UserError, match=r"needs a C\+\+ compiler, such as g\+\+"):
         build({"speed": {"compile": True}})
+
+
+class NoReading(TorchDispatchMode):
+    """Refuses what makes the host read a number of the device, and so wait for it."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func)
+        assert not any(word in name for word in ("_local_scalar_dense", "nonzero", "masked_select", "unique")), name
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "over", [FULL, {"student": {"clip": 1.0, "attention": 1.0}, "micro_batches": 2}], ids=["full", "clip"]
+)
+def test_a_turn_reads_nothing_back(over: Overlay) -> None:
+    """On a GPU each number read waits for all that was asked of it; here the operations that read are refused."""
+    built = build(over)
+    built.health.verify = lambda: None  # type: ignore[method-assign]  # as on a GPU between two reports
+    with NoReading():
+        for turn in range(len(built.turns)):
+            for part in range(built.config.micro_batches):
+                built.play(0, turn, part)
+    with pytest.raises(AssertionError, match="_local_scalar_dense"), NoReading():
+        torch.arange(3)[torch.tensor(1)]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
