@@ -11,8 +11,9 @@ import torch
 from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from harness import speed
+from harness import checkpoint, speed
 from harness.errors import UserError
+from harness.machine import Machine
 from harness.strict import Overlay, merge
 from tests.unit.test_turns import build, state
 
@@ -96,12 +97,29 @@ def test_an_evaluation_between_rounds_is_not_compiled_and_the_state_is_the_same(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_inductor_agrees_with_eager(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+def test_inductor_agrees_with_eager_and_resumes_to_its_own_bytes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     torch._dynamo.reset()
     small = merge(FULL, {"student_steps": 1, "teacher": {"network": "cnn4"}})
-    found, expected = play(merge(small, {"speed": {"compile": True}}), 2), play(small, 2)
-    assert found == pytest.approx(expected, rel=1e-9)
+    plain, straight, first, second = (
+        build(small),
+        *(build(merge(small, {"speed": {"compile": True}})) for _ in range(3)),
+    )
+
+    def play_round(built: Machine, index: int) -> list[float]:
+        return [built.play(index, turn).total.item() for turn in range(2)]
+
+    expected = play_round(plain, 0) + play_round(plain, 1)
+    assert play_round(straight, 0) + play_round(straight, 1) == pytest.approx(expected, rel=1e-9)
+    play_round(first, 0)
+    checkpoint.store(tmp_path / "run", first.players, {"round": 1}, keep=1)
+    checkpoint.restore(tmp_path / "run", second.players)
+    play_round(second, 1)
+    for name, player in straight.players.items():
+        other = state(second.players[name].module)
+        assert all(torch.equal(value, other[key]) for key, value in state(player.module).items())
 
 
 @pytest.mark.parametrize(
