@@ -33,7 +33,7 @@ class ReplicatedEngine:
         self._accelerator = accelerator
         with warnings.catch_warnings():  # Accelerate passes `broadcast_buffers` by the name it had in older torch
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-            self._wrapped, self._stepper = accelerator.prepare(module, self.optimizer)
+            self._wrapped, _ = accelerator.prepare(module, self.optimizer)
         self.guest = compiled(module)
         self._forward = self.guest if self._wrapped is module else self._wrapped
         self._behind = 0
@@ -46,7 +46,8 @@ class ReplicatedEngine:
 
     def backward(self, loss: Tensor) -> bool:
         """Adds the gradients of a micro-batch's share of the loss; True where the batch is complete."""
-        self._accelerator.backward(loss / self.micro_batches if self.micro_batches > 1 else loss)
+        # Not through Accelerate, here and in `step`: it would look for packages on the disk at each call.
+        (loss / self.micro_batches if self.micro_batches > 1 else loss).backward()
         self._behind = (self._behind + 1) % self.micro_batches
         return self._behind == 0
 
@@ -57,8 +58,8 @@ class ReplicatedEngine:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.found_inf = ended  # type: ignore[attr-defined]  # torch.amp's hook, which fused optimisers heed
-        self._stepper.step()
-        self._stepper.zero_grad()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
 
     def weights(self) -> dict[str, Tensor]:
         """Parameters and buffers by name, on the CPU; buffers are those of rank 0."""

@@ -103,6 +103,16 @@ class Runtime:
         arranged: nn.Module = module.to(self.device, self.dtype).to(memory_format=torch.channels_last)
         return arranged
 
+    def seed(self, seed: int) -> None:
+        """Starts torch's own draws anew, on the host and on this device.
+
+        torch.manual_seed notes a call, with its stack, for each kind of device that is not in use: milliseconds a turn,
+        and memory that grows.
+        """
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+
     def send(self, values: Tensor) -> Tensor:
         """A tensor of the host on the device; the host does not wait until it is there."""
         if self.device.type == "cuda":
