@@ -232,6 +232,24 @@ def sweep(
 
 
 @app.command()
+def profile(
+    words: Words = None,
+    config: ConfigFile = None,
+    output: Annotated[Path | None, typer.Option(help="The folder; default profiles/<recipe>-<hash>.")] = None,
+    find_batch: Annotated[bool, typer.Option("--find-batch", help="The largest batch that fits, too.")] = False,
+    trace: Annotated[bool, typer.Option("--trace", help="A round as torch's profiler sees it, too.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure where the time of a round goes, and how near it is to this machine's limit."""
+    resolved = _resolve(words, config)
+    from harness import profile_report
+
+    found = profile_report.run(resolved, output, find_batch, trace, _say if as_json else _tell)
+    if as_json:
+        _print(profile_report.record(found), True, lambda _: [])
+
+
+@app.command()
 def recipes() -> None:
     """List the recipes."""
     from harness import task

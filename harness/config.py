@@ -232,6 +232,20 @@ class Distributed:
 
 
 @dataclass(frozen=True)
+class Speed:
+    """How the arithmetic is carried out (docs/performance.md); null leaves the choice to the device."""
+
+    compile: bool | None = None
+    """Compile the networks and the moments inside the teacher with torch.compile, on one process; null: no. Minutes at
+    the start of each call. Gives up equality to the bit with a run that does not compile, and draws other dropout."""
+    cuda_graphs: bool | None = None
+    """On a GPU, replay what is compiled as CUDA graphs: fewer launches, more memory; null: no."""
+    tf32: bool | None = None
+    """On a GPU, multiply fp32 numbers with 10 bits of mantissa; null: torch's own choice, convolutions alone. Gives up
+    that 1 process equals N to rounding in fp32."""
+
+
+@dataclass(frozen=True)
 class Tracking:
     """Where the experiment is recorded beside its run folder."""
 
@@ -310,6 +324,7 @@ class Config:
     """Trained networks normalise by the global batch; false: by each process's part, and N processes are not as one."""
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
     """Arithmetic of the networks: bf16 is autocast over fp32 weights, fp64 is for tests of equality."""
+    speed: Speed = field(default_factory=Speed)
     distributed: Distributed = field(default_factory=Distributed)
     tracking: Tracking = field(default_factory=Tracking)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)

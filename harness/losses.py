@@ -152,12 +152,13 @@ def contrastive(local: Tensor, whole: Tensor, rows: range, total: int, bank: Ten
 def entropy(t: Tensor) -> Term:
     """Entropy of the mean teacher prediction as a share of ln K: 1 is balanced, 0 is a single class."""
     value = yield from class_balance(t.detach())
-    return -value / torch.log(value.new_tensor(t.shape[1]))
+    return -value / math.log(t.shape[1])
 
 
 def top_class(t: Tensor) -> Term:
     """Share of the global batch that the teacher puts in its most frequent class."""
-    chosen = F.one_hot(t.detach().argmax(1).flatten(), t.shape[1]).to(t.dtype).sum(0)
+    classes = torch.arange(t.shape[1], device=t.device)  # F.one_hot would have the host check the range
+    chosen = (t.detach().argmax(1).flatten()[:, None] == classes).to(t.dtype).sum(0)
     total = yield torch.cat([chosen, _num_positions(t)])
     return total[:-1].max() / total[-1]
 

@@ -76,7 +76,7 @@ class Machine:
         """One turn on one micro-batch; every random draw in it is a function of (seed, round, turn, part, index)."""
         turn, place = self.turns[turn_index], (round_index, turn_index)
         shard_index = part * self.runtime.world_size + self.runtime.rank
-        torch.manual_seed(mix("dropout", self.config.seed, *place, shard_index))
+        self.runtime.seed(mix("dropout", self.config.seed, *place, shard_index))
         loss = partial(self._settle, turn, round_index)
         if turn.kind == "supervised":
             return supervised_turn(self.student, *self.sources.real(*place, part), loss)

@@ -9,7 +9,7 @@ about the running mean add up over ranks and stay accurate where E[x^2] - E[x]^2
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -17,6 +17,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.hooks import RemovableHandle
 
 NormLayer = _BatchNorm
 """1d, 2d, 3d and synchronised batch norm, and timm's variants, which derive from BatchNorm2d."""
@@ -70,16 +71,21 @@ def observe(module: nn.Module) -> Iterator[list[LayerMoments]]:
     Layers that never fire leave nothing, one that fires twice counts twice; the network keeps no state.
     """
     found: list[LayerMoments] = []
-
-    def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        found.append(layer_moments(cast(NormLayer, layer), inputs[0]))
-
-    handles = [layer.register_forward_pre_hook(hook) for layer in _layers(module)]
+    handles = watch(module, lambda layer, x: found.append(layer_moments(layer, x)))
     try:
         yield found
     finally:
         for handle in handles:
             handle.remove()
+
+
+def watch(module: nn.Module, take: Callable[[NormLayer, Tensor], None]) -> list[RemovableHandle]:
+    """From here on `take` is called with each batch-norm layer that fires and its input x [B, C, ...]."""
+
+    def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        take(cast(NormLayer, layer), inputs[0])
+
+    return [layer.register_forward_pre_hook(hook) for layer in _layers(module)]
 
 
 def layer_moments(layer: NormLayer, x: Tensor) -> LayerMoments:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 import torch
@@ -33,6 +33,49 @@ class Observed:
             return Answer(self.module(x), features[-1] if features else None, found)
 
 
+class Compiled(Observed):
+    """The same in one graph, moments and features inside it.
+
+    What a graph is made of is fixed when it is made, so its hooks stay; they take nothing while gradients are off, as
+    in the student's turn and in evaluations.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        features: bool,
+        moments_wanted: bool,
+        compiled: Callable[[Callable[[Tensor], Answer]], Callable[[Tensor], Answer]],
+    ) -> None:
+        super().__init__(module, features, moments_wanted)
+        self._moments: list[moments.LayerMoments] = []
+        self._features: list[Tensor] = []
+        if moments_wanted:
+            moments.watch(module, self._judge)
+        if features:
+            networks.head(module).register_forward_pre_hook(self._feel)
+        self._graph = compiled(self._answer)
+
+    def __call__(self, x: Tensor) -> Answer:
+        """As the base class's."""
+        answer = self._graph(x)
+        self._moments, self._features = [], []  # not to hold on to what they were computed from
+        return answer
+
+    def _answer(self, x: Tensor) -> Answer:
+        self._moments, self._features = [], []
+        logits = self.module(x)
+        return Answer(logits, self._features[-1] if self._features else None, self._moments)
+
+    def _judge(self, layer: moments.NormLayer, x: Tensor) -> None:
+        if torch.is_grad_enabled():
+            self._moments.append(moments.layer_moments(layer, x))
+
+    def _feel(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if torch.is_grad_enabled():
+            self._features.append(inputs[0])
+
+
 def observe(
     config: Config, runtime: Runtime, teacher: nn.Module, generates: bool, layers: Sequence[nn.Module]
 ) -> Observed:
@@ -45,4 +88,6 @@ def observe(
         )
     features = generates and (ever(config.weights.activation) or ever(config.weights.contrastive))
     placed = runtime.place_teacher(teacher, judges=generates)
+    if config.speed.compile:
+        return Compiled(placed, features, judged, runtime.compiled)
     return Observed(placed, features=features, moments=judged, layers=layers)

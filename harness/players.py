@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -22,6 +22,8 @@ class Engine(Protocol):
 
     module: nn.Module
     """The bare network."""
+    guest: Callable[[Tensor], Tensor]
+    """The same in the rounds, where it may be compiled, for turns of others."""
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Forward."""
@@ -56,7 +58,9 @@ class Health:
     def watch(self, player: str, terms: Terms) -> Tensor:
         """Takes in a turn's terms; returns 1.0 where updates have ended, else 0.0, as optimisers' `found_inf`."""
         bad = ~torch.stack([*terms.values.values(), terms.total.detach()]).isfinite()
-        first = self._index(player, (*terms.values, "total"))[bad.long().argmax()]
+        first = self._index(player, (*terms.values, "total")).take(
+            bad.long().argmax()
+        )  # [...] would wait for the device
         self._blame = torch.where((self._blame == 0) & bad.any(), first, self._blame)
         if not self._blame.is_cuda:  # reading costs nothing here; elsewhere it waits for the log interval
             self.verify()
@@ -113,9 +117,8 @@ class Player:
             return Answer(self(x), maps=found)
 
     def guest(self, inputs: Tensor) -> Tensor:
-        """Forward in someone else's turn: the bare network, because engines expect to be the one that learns."""
-        output: Tensor = self.module(inputs)
-        return output
+        """Forward in someone else's turn: not the engine, which expects to be the one that learns."""
+        return self.engine.guest(inputs)
 
     def descend(self, terms: Terms) -> None:
         """One update along the gradient of `terms.total`, unless a loss so far was not finite.

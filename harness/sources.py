@@ -43,7 +43,7 @@ class Sources:
         total = self.config.batch_size
         keys = (self.config.seed, "latents", round_index, turn_index)
         z = latents(self._rows(part), total, self.config.generator.latent_size, *keys)
-        return z.to(self.runtime.device, self.runtime.dtype)
+        return self.runtime.send(z.to(self.runtime.dtype))
 
     def lesson(self, round_index: int, turn_index: int, part: int) -> tuple[Callable[[], Tensor], Teacher]:
         """For a student's turn: what gives its images, and who says what they are."""
@@ -83,7 +83,7 @@ class Sources:
             )  # fmt: skip
             self._batches = stream.batches((round_index * len(self.turns) + turn_index) * parts + part)
         x, labels = next(self._batches)
-        return x.to(self.runtime.device, self.runtime.dtype), labels.to(self.runtime.device)
+        return self.runtime.send(x.to(self.runtime.dtype)), self.runtime.send(labels)
 
     def _rows(self, part: int) -> range:
         """This process's rows of a micro-batch, in the global batch."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 
 import torch
@@ -18,26 +18,36 @@ from harness.distributed.collectives import from_first
 class ReplicatedEngine:
     """One process, or DDP: harness.players.Engine. `wrapped` is the network or what synchronises its gradients."""
 
-    def __init__(self, accelerator: Accelerator, module: nn.Module, settings: Optimizer, micro_batches: int) -> None:
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        module: nn.Module,
+        settings: Optimizer,
+        micro_batches: int,
+        compiled: Callable[[nn.Module], Callable[[Tensor], Tensor]] = lambda module: module,
+    ) -> None:
+        """`compiled`: the network as it runs in the rounds of one process; several run it as it is."""
         self.module, self.settings, self.micro_batches = module, settings, micro_batches
         self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self.optimizer = optimizers.build(self.parameters, settings)
         self._accelerator = accelerator
         with warnings.catch_warnings():  # Accelerate passes `broadcast_buffers` by the name it had in older torch
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-            self._wrapped, self._stepper = accelerator.prepare(module, self.optimizer)
+            self._wrapped, _ = accelerator.prepare(module, self.optimizer)
+        self.guest = compiled(module)
+        self._forward = self.guest if self._wrapped is module else self._wrapped
         self._behind = 0
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Forward; gradients of all but the last micro-batch stay on this process."""
         last = self._behind + 1 == self.micro_batches
         with nullcontext() if last else self._accelerator.no_sync(self._wrapped):
-            output: Tensor = self._wrapped(inputs)
-            return output
+            return self._forward(inputs)
 
     def backward(self, loss: Tensor) -> bool:
         """Adds the gradients of a micro-batch's share of the loss; True where the batch is complete."""
-        self._accelerator.backward(loss / self.micro_batches if self.micro_batches > 1 else loss)
+        # Not through Accelerate, here and in `step`: it would look for packages on the disk at each call.
+        (loss / self.micro_batches if self.micro_batches > 1 else loss).backward()
         self._behind = (self._behind + 1) % self.micro_batches
         return self._behind == 0
 
@@ -48,8 +58,8 @@ class ReplicatedEngine:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.found_inf = ended  # type: ignore[attr-defined]  # torch.amp's hook, which fused optimisers heed
-        self._stepper.step()
-        self._stepper.zero_grad()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
 
     def weights(self) -> dict[str, Tensor]:
         """Parameters and buffers by name, on the CPU; buffers are those of rank 0."""

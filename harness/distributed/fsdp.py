@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from accelerate import Accelerator
@@ -26,6 +26,7 @@ class ShardedEngine:
         self, accelerator: Accelerator, module: nn.Module, dtype: torch.dtype, settings: Optimizer, micro_batches: int
     ) -> None:
         self.module, self.settings, self.micro_batches = shard(accelerator, module, dtype), settings, micro_batches
+        self.guest: Callable[[Tensor], Tensor] = self.module
         self.parameters = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
         # Over this process's shards alone, as plain tensors: torch's own hook for skipping an update on the device
         # (`found_inf`) does not mix with DTensors.

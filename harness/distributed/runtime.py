@@ -15,6 +15,7 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from harness import speed
 from harness.config import Config, Optimizer
 from harness.distributed import system, zero
 from harness.distributed.batch_norm import synchronise
@@ -46,6 +47,7 @@ class Runtime:
                 f"the launcher started {launched_world_size()} processes, Accelerate found {self.world_size}: "
                 "start them with torchrun, or as docs/distributed.md says"
             )
+        speed.prepare(config, self.device, self.world_size)
         self.dtype = torch.float64 if config.precision == "fp64" else torch.float32
         self._leaving, self._flag, self._asked = False, torch.zeros(()), 0
 
@@ -101,6 +103,22 @@ class Runtime:
         arranged: nn.Module = module.to(self.device, self.dtype).to(memory_format=torch.channels_last)
         return arranged
 
+    def seed(self, seed: int) -> None:
+        """Starts torch's own draws anew, on the host and on this device.
+
+        torch.manual_seed notes a call, with its stack, for each kind of device that is not in use: milliseconds a turn,
+        and memory that grows.
+        """
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+
+    def send(self, values: Tensor) -> Tensor:
+        """A tensor of the host on the device; the host does not wait until it is there."""
+        if self.device.type == "cuda":
+            return values.pin_memory().to(self.device, non_blocking=True)
+        return values.to(self.device)
+
     def engine(self, name: str, module: nn.Module, settings: Optimizer) -> Engine:
         """The engine of the network to be trained that is called `name`; every process has to ask for it."""
         if self.world_size > 1 and self.config.sync_batch_norm:
@@ -113,7 +131,11 @@ class Runtime:
         if self._zero:
             module = zero.autocast(module, self.device, self.config.precision)
             return zero.ZeroEngine(self.accelerator, name, module, settings, self.config.micro_batches)
-        return ReplicatedEngine(self.accelerator, module, settings, self.config.micro_batches)
+        return ReplicatedEngine(self.accelerator, module, settings, self.config.micro_batches, self.compiled)
+
+    def compiled(self, call: speed.Call) -> speed.Call:
+        """A network, or a function of images, as `speed.compile` asks for it in the rounds."""
+        return speed.compiled(call, self.config)
 
     def replica(self, module: nn.Module) -> nn.Module:
         """A network that every process holds whole and trains by itself (`batches.BatchEngine`)."""

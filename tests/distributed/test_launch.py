@@ -108,7 +108,7 @@ def test_accelerate_on_one_machine_starts_two_processes(single: Path, tmp_path: 
 @pytest.mark.slow
 def test_ray_on_this_machine_starts_two_processes(single: Path, tmp_path: Path) -> None:
     words = [sys.executable, LAUNCH / "ray/distill.py", "--nproc", "2", *TINY, "--output", "two"]
-    done = run(words, tmp_path)
+    done = run(words, tmp_path, {"RAY_ADDRESS": "local"})  # not a cluster that another test has started
     assert done.returncode == 0, done.stderr
     assert result(tmp_path / "two")["world_size"] == 2
     assert 0 < distance(tmp_path / "two", single) < 1e-8

@@ -1,0 +1,284 @@
+"""What needs a GPU, in slices that each end in time and go on where the last one stopped.
+
+    python -m benchmarks.gpu --minutes 8.5                      # the next jobs that are not done, in order
+    python -m benchmarks.gpu --minutes 8.5 --only cifar10       # those whose name begins like this
+    python -m benchmarks.gpu --list                             # which jobs there are, and what came of them
+
+First the rounds of benchmarks.step, at sizes that fill a card; then, suite by suite, every data-free method and `kd`
+where there are training images, for equal seconds of rounds: a method's speed is measured before, and gives the number
+of its rounds. Teachers are third-party checkpoints under $DDAD_DATA/weights, or are taught on the way.
+
+It needs torch, torchvision, accelerate, timm, torchmetrics (with what these bring, safetensors and pyyaml among it) and
+scipy; no OmegaConf, MLflow, Ray, matplotlib or segmentation-models-pytorch. What has to be carried in:
+
+    this repository
+    weights/cifar10/akamaster, weights/cifar100/karanchahal     under $DDAD_DATA
+    cifar-10-batches-py, cifar-100-python                       test batches are enough, but for `paper-` and `kd`
+    caltech101/101_ObjectCategories, CamVid, nyuv2              for the suites of these names
+
+Each can be carried alone: a job whose files are missing is left out, with the reason. Rows are added to
+benchmarks/results/gpu.jsonl, and copied into $OUT where that is set: with that file in its place the next slice, on
+this machine or a fresh one, does what is left. Run folders and taught teachers are under build/gpu: while the machine
+lasts, a run that a slice interrupted is taken up there; on a fresh one it begins anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import step
+from benchmarks.comparison import table
+from benchmarks.methods import DATA_FREE, RESULTS, add, machine, read
+from harness import distill, log, profile, resolve
+from harness.config import Config
+from harness.data import data_root
+from harness.errors import Diverged, UserError
+from harness.strict import Overlay, merge
+
+ROWS, WORK = RESULTS / "gpu.jsonl", Path("build") / "gpu"
+
+EVALUATIONS = 10
+"""Points of a curve."""
+
+CLOSING = 40.0
+"""Seconds that a run needs beside its rounds: building, evaluations, the end."""
+
+IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A teacher and student pair on a data set."""
+
+    recipe: str
+    over: Overlay
+    weights: str | None = None
+    """The third-party teacher under $DDAD_DATA/weights; None: one is taught."""
+
+
+def _dense(epochs: int) -> Overlay:
+    networks = {"teacher": "torchvision:deeplabv3_resnet50", "student": "torchvision:deeplabv3_mobilenet_v3_large"}
+    return {
+        "batch_size": 32, "input": {"size": 128}, "generator": {"width": 64},
+        "teach": {"epochs": epochs, "batch_size": 16, "lr": 0.05},
+        **{role: {"network": name} for role, name in networks.items()},
+    }  # fmt: skip
+
+
+SUITES: dict[str, Suite] = {
+    "cifar10": Suite(
+        "cifar10-resnet20-resnet20",
+        {"batch_size": 256, "teacher": {"network": "resnet32", **IMAGENET}, "generator": {"width": 64}},
+        "cifar10/akamaster/resnet32-d509ac18.th",
+    ),
+    "cifar100": Suite(
+        "cifar100-resnet34-resnet18",
+        {
+            "teacher": {
+                "network": "examples/karanchahal_resnet.py:resnet26",
+                "mean": [0.507, 0.487, 0.441],
+                "std": [0.267, 0.256, 0.276],
+            },
+            "student": {"network": "resnet20"},
+        },
+        "cifar100/karanchahal/resnet26_cifar100.pth",
+    ),
+    "caltech101": Suite("caltech101-resnet18-resnet10t", {"batch_size": 256, "generator": {"width": 64}}),
+    "camvid": Suite("camvid-resnet18-mobilenetv2", _dense(60)),
+    "nyuv2": Suite("nyuv2-resnet18-mobilenetv2", _dense(30)),
+    "paper-cifar10": Suite("cifar10-resnet34-resnet18", {}),
+    "paper-cifar100": Suite("cifar100-resnet34-resnet18", {}),
+}
+
+STEPS: dict[str, int] = {
+    "resnet34-resnet18": 256, "resnet56-resnet20": 256, "wrn40_2-wrn16_1": 256, "deeplabv3": 32, "digits": 1024,
+}  # fmt: skip
+"""Pairs of benchmarks.step and the batch that fills a card."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much each job gets."""
+
+    seconds: float = 60.0
+    """Of rounds, for every method."""
+    rate_rounds: int = 20
+    """Rounds from which a method's speed is taken, after as many to warm up."""
+    step_rounds: int = 20
+    variants: tuple[str, ...] = tuple(step.VARIANTS)
+    precision: str = "bf16"
+    """Of the suites' runs."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Something to be done once; `work` gets the time at which it has to stop, and gives rows, none if it did stop."""
+
+    name: str
+    least: float
+    """Seconds below which it is not begun."""
+    work: Callable[[float], list[dict[str, Any]]]
+
+
+def jobs(suites: Mapping[str, Suite], steps: Mapping[str, int], budget: Budget, seeds: Sequence[int]) -> Iterator[Job]:
+    """All of them, the step comparison first, then seed by seed so that any part of it is a comparison."""
+    for pair, batch in steps.items():
+        yield Job(f"step/{pair}", 120.0, _step(pair, batch, budget))
+    for name, suite in suites.items():
+        if suite.weights is None:
+            yield Job(f"{name}/teach", 30.0, _teach(name, suite, budget))
+        for seed in seeds:
+            for method in [*DATA_FREE, "kd"]:
+                yield Job(f"{name}/{method}/{seed}", budget.seconds + CLOSING, _run(name, suite, method, seed, budget))
+
+
+def config(name: str, suite: Suite, method: str, seed: int, over: Overlay) -> Config:
+    """The configuration of a suite's run; UserError where a file it needs is missing."""
+    checkpoint = str(WORK / f"{name}.safetensors")
+    if suite.weights:
+        root = data_root(resolve.resolve(suite.recipe, None, {}))
+        checkpoint = str(root / "weights" / suite.weights)
+        if not Path(checkpoint).exists():
+            raise UserError(f"{checkpoint} is not there")
+    quiet = {
+        "method": method, "seed": seed, "teacher": {"checkpoint": checkpoint}, "tracking": {"uri": "none"},
+        "pictures": False, "data": {"workers": min(8, os.cpu_count() or 1) if method in ("kd", "supervised") else 0},
+    }  # fmt: skip
+    return resolve.resolve(suite.recipe, None, merge(merge(suite.over, quiet), over))
+
+
+def work_through(queue: Iterator[Job], deadline: float, only: str, rows: Path) -> list[str]:
+    """Does what is not done until the deadline (time.monotonic); returns the names of jobs that are left."""
+    done, left = {row["job"] for row in read(rows)}, []
+    for job in queue:
+        if job.name in done or not job.name.startswith(only):
+            continue
+        if deadline - time.monotonic() < job.least:
+            left.append(job.name)
+            continue
+        began = time.monotonic()
+        try:
+            found = job.work(deadline)
+        except (UserError, Diverged, AssertionError, torch.cuda.OutOfMemoryError) as error:
+            print(f"{job.name}: left out: {str(error).splitlines()[0]}", flush=True)
+            continue
+        for row in found:
+            add(rows, {"job": job.name, **row, **machine()})
+        if not found:
+            left.append(job.name)
+        elif out := os.environ.get("OUT"):
+            shutil.copyfile(rows, Path(out) / rows.name)
+        print(f"{job.name}: {'done' if found else 'interrupted'}, {time.monotonic() - began:.0f} s", flush=True)
+    return left
+
+
+def _step(pair: str, batch: int, budget: Budget) -> Callable[[float], list[dict[str, Any]]]:
+    def work(deadline: float) -> list[dict[str, Any]]:
+        rows = step.measure(pair, batch, budget.variants, budget.step_rounds)
+        print(step.table(rows), flush=True)
+        return rows
+
+    return work
+
+
+def _teach(name: str, suite: Suite, budget: Budget) -> Callable[[float], list[dict[str, Any]]]:
+    def work(deadline: float) -> list[dict[str, Any]]:
+        settings = config(name, suite, "ddad", 0, {"precision": budget.precision})
+        last = None
+        for last in distill.teach(settings, WORK / f"{name}-teach", _until(deadline)):
+            if last.stopped:
+                return []
+        return [{"result": last.result, "seconds": last.seconds}] if last else [{"result": None}]
+
+    return work
+
+
+def _run(name: str, suite: Suite, method: str, seed: int, budget: Budget) -> Callable[[float], list[dict[str, Any]]]:
+    def work(deadline: float) -> list[dict[str, Any]]:
+        same = {"precision": budget.precision}
+        count = _rounds(config(name, suite, method, 0, same), WORK / f"{name}-{method}-rate", budget)
+        over = {
+            **same, "rounds": count, "log_every": max(1, count // 50), "evaluate_every": max(1, count // EVALUATIONS),
+            "checkpoint": {"every": max(1, count // 4), "keep": 1},
+        }  # fmt: skip
+        settings, place = config(name, suite, method, seed, over), WORK / f"{name}-{method}-{seed}"
+        last = None
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        for last in distill.rounds(settings, place, _until(deadline), print):
+            if last.stopped:
+                return []
+        assert last and last.result
+        result = last.result
+        score = next(value for key, value in result["student"].items() if key not in ("network", "parameters", "sizes"))
+        curve = [[row["seconds"], row["evaluation/agreement"]] for row in log.read(place / "metrics.jsonl")
+                 if "evaluation/agreement" in row]  # fmt: skip
+        return [{
+            "suite": name, "budget": f"seconds={budget.seconds:g}", "method": method, "variant": settings.variant,
+            "seed": seed, "trials": 0, "score": score, "agreement": result["agreement"], "seconds": last.seconds,
+            "memory": torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else None,
+            "curve": curve, "rounds": count, "precision": budget.precision, "teacher": result["teacher"],
+        }]  # fmt: skip
+
+    return work
+
+
+def _rounds(settings: Config, note: Path, budget: Budget) -> int:
+    """The rounds that a method does in the budget's seconds, by a speed that is measured once."""
+    file = note.with_suffix(".rate")
+    if not file.exists():
+        built = profile.machine(settings, print)
+        for index in range(2 * budget.rate_rounds):
+            if index == budget.rate_rounds:
+                began = time.perf_counter()
+            profile.play(built, index)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(str(budget.rate_rounds / (time.perf_counter() - began)))
+    return max(1, round(budget.seconds * float(file.read_text())))
+
+
+def _until(deadline: float) -> Callable[[], str | None]:
+    return lambda: "the slice is over" if time.monotonic() > deadline - 10 else None
+
+
+def report(rows: Path) -> str:
+    """Tables of what was found: the step comparison, and each suite's methods."""
+    found = read(rows)
+    names = dict.fromkeys(row["suite"] for row in found if "suite" in row)
+    suites = [f"{name}\n{table([row for row in found if row.get('suite') == name])}" for name in names]
+    return "\n\n".join([step.table([row for row in found if row["job"].startswith("step/")]), *suites])
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=8.5, help="after which nothing is begun and a run is stopped")
+    parser.add_argument("--only", default="", metavar="NAME", help="jobs whose name begins with this")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--seconds", type=float, default=Budget.seconds, help="of rounds, for every method")
+    parser.add_argument("--list", action="store_true", help="print the jobs and the tables, and do nothing")
+    given = parser.parse_args()
+    queue = jobs(SUITES, STEPS, Budget(seconds=given.seconds), given.seeds)
+    if given.list:
+        done = {row["job"] for row in read(ROWS)}
+        print("\n".join(f"{'done' if job.name in done else '    '} {job.name}" for job in queue))
+    elif not torch.cuda.is_available():
+        sys.exit("benchmarks.gpu: this machine has no GPU")
+    else:
+        left = work_through(queue, time.monotonic() + 60 * given.minutes, given.only, ROWS)
+        print(f"left: {', '.join(left) or 'nothing'}")
+    print(report(ROWS))
+
+
+if __name__ == "__main__":
+    main()

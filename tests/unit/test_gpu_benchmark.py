@@ -1,0 +1,104 @@
+"""benchmarks.step and benchmarks.gpu rehearsed on a CPU, so that a GPU's first minute is not spent on a mistake."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import gpu, step
+from benchmarks.gpu import SUITES, Budget, Suite
+from benchmarks.methods import DATA_FREE, read
+from harness import building
+from harness.config import build, to_dict
+from harness.errors import UserError
+from harness.strict import merge
+from tests.helpers import ROOT, environment
+
+SMALL = {
+    "batch_size": 16, "teacher": {"network": "cnn8"}, "student": {"network": "cnn4"}, "student_steps": 1,
+    "generator": {"latent_size": 8, "width": 4}, "teach": {"epochs": 1, "batch_size": 256},
+}  # fmt: skip
+
+
+def test_the_round_and_the_plain_loop_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(step.PAIRS, "tiny", merge(step.PAIRS["digits"], {**SMALL, "student_steps": 2}))
+    rows = step.measure("tiny", 8, ["eager", "bf16"], 3)
+    assert [row["variant"] for row in rows] == ["plain", "frozen", "eager", "bf16"]
+    assert rows[2]["apart"] < 1e-4 and 0 < rows[3]["apart"] < 0.1
+    assert all(low <= middle <= high for low, middle, high in (row["of_plain"] for row in rows))
+    assert step.table(rows).count("\n") == 5
+    monkeypatch.setitem(step.TOLERANCE, "fp32", 0.0)
+    with pytest.raises(AssertionError, match="apart by"):
+        step.measure("tiny", 8, ["eager"], 3)
+
+
+@pytest.mark.parametrize("pair", step.PAIRS)
+def test_a_pairs_networks_fit(pair: str) -> None:
+    config = build(step.PAIRS[pair])
+    with torch.device("meta"):
+        for make in (building.teacher, building.student, building.generator):
+            make(config)
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_every_job_of_a_suite_has_a_configuration(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DDAD_DATA", str(tmp_path))
+    monkeypatch.chdir(ROOT)
+    suite = SUITES[name]
+    if suite.weights:
+        with pytest.raises(UserError, match="is not there"):
+            gpu.config(name, suite, "ddad", 0, {})
+        (tmp_path / "weights" / suite.weights).parent.mkdir(parents=True)
+        (tmp_path / "weights" / suite.weights).touch()
+    for method in [*DATA_FREE, "kd"]:
+        config = gpu.config(name, suite, method, 1, {"precision": "bf16"})
+        assert (config.method, config.seed, config.tracking.uri) == (method, 1, "none")
+    untrained = build(merge(to_dict(config), {"teacher": {"checkpoint": "untrained"}}))
+    with torch.device("meta"):
+        for make in (building.teacher, building.student, building.generator):
+            make(untrained)
+
+
+def test_slices_are_rehearsed_interrupted_and_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu, "WORK", tmp_path / "work")
+    monkeypatch.setattr(gpu, "DATA_FREE", ["ddad", "dafl"])
+    monkeypatch.setitem(step.PAIRS, "tiny", merge(step.PAIRS["digits"], SMALL))
+    monkeypatch.setenv("OUT", str(tmp_path))
+    budget = Budget(seconds=0.2, rate_rounds=1, step_rounds=1, variants=("eager",), precision="fp32")
+    rows = tmp_path / "rows" / "gpu.jsonl"
+    suites = {"tiny": Suite("digits", SMALL), "absent": Suite("digits", {}, "no/such/file.th")}
+
+    def slice_of(seconds: float) -> list[str]:
+        queue = gpu.jobs(suites, {"tiny": 8}, budget, [0])
+        return gpu.work_through(queue, time.monotonic() + seconds, "", rows)
+
+    everything = ["step/tiny", "tiny/teach", "tiny/ddad/0", "tiny/dafl/0", "tiny/kd/0"]
+    assert slice_of(0)[:5] == everything, "nothing is begun that does not fit"
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(gpu, "_until", lambda deadline: lambda: "the slice is over")
+        assert "tiny/teach" in slice_of(300)
+    assert slice_of(300) == []
+    found = read(rows)
+    assert {row["job"] for row in found} == set(everything)
+    assert (tmp_path / "gpu.jsonl").read_text() == rows.read_text()
+    num_rows = len(found)
+    assert slice_of(300) == [] and len(read(rows)) == num_rows, "what is done is not done again"
+    assert "absent/ddad/0: left out" in capsys.readouterr().out
+    told = gpu.report(rows)
+    assert "| tiny | 8 | eager |" in told and "dafl" in told
+
+
+def test_it_imports_no_more_than_a_gpu_machine_has() -> None:
+    absent = {"omegaconf", "mlflow", "ray", "matplotlib", "rich", "segmentation_models_pytorch"}
+    program = f"import sys, benchmarks.gpu; print(sorted({absent} & {{*sys.modules}}))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment(), capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,204 @@
+"""What `speed.*` switches: the same losses within rounding, a fixed number of graphs, and refusals in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from harness import checkpoint, speed
+from harness.errors import UserError
+from harness.machine import Machine
+from harness.strict import Overlay, merge
+from tests.unit.test_turns import build, state
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf",  # torch.compile looks at its inputs, and hides this
+)
+
+FULL: Overlay = {"weights": {"activation": 0.1, "tv": 0.01}, "precision": "fp64"}
+"""A round in which everything is asked of the teacher: moments and features."""
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """torch.compile that traces and runs what it traced, without compiling; its counters start at 0."""
+    monkeypatch.setattr(speed, "BACKEND", "eager")
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def play(over: Overlay, rounds: int) -> list[float]:
+    """The totals of all turns, in order."""
+    built = build(over)
+    return [built.play(index, turn).total.item() for index in range(rounds) for turn in range(len(built.turns))]
+
+
+def graphs() -> dict[str, int]:
+    return {key: counters["stats"][key] for key in ("unique_graphs",)} | {
+        "breaks": sum(counters["graph_break"].values()),
+        "recompiled": sum(counters["recompile_limit"].values()),
+    }
+
+
+@pytest.mark.usefixtures("counted")
+@pytest.mark.parametrize(
+    ("over", "expected"),
+    [
+        (FULL, 6),  # teacher, student and generator, each in its own turn or with gradients, and in others'
+        ({**FULL, "precision": "bf16"}, 6),
+        (merge(FULL, {"method": "zskt", "weights": {"batch_norm": 1.0}}), 6),
+    ],
+    ids=["ddad", "bf16", "zskt"],
+)
+def test_a_round_is_a_fixed_number_of_graphs_without_a_break(over: Overlay, expected: int) -> None:
+    built = build(merge(over, {"speed": {"compile": True}}))
+    for turn in range(len(built.turns)):
+        built.play(0, turn)
+    first = graphs()
+    assert first == {"unique_graphs": expected, "breaks": 0, "recompiled": 0}
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for index in (1, 2):
+            for turn in range(len(built.turns)):
+                built.play(index, turn)
+    assert graphs() == first
+
+
+@pytest.mark.usefixtures("counted")
+def test_tracing_changes_nothing() -> None:
+    """The same operations in the same order: what differs under inductor is inductor's rounding alone."""
+    assert play(merge(FULL, {"speed": {"compile": True}}), 2) == play(FULL, 2)
+
+
+@pytest.mark.usefixtures("counted")
+def test_an_evaluation_between_rounds_is_not_compiled_and_the_state_is_the_same() -> None:
+    built, plain = build(merge(FULL, {"speed": {"compile": True}})), build(FULL)
+    for one in (built, plain):
+        one.play(0, 0)
+        one.play(0, 2)
+        networks = one.networks()
+        assert networks.teacher is not None
+        with torch.no_grad():
+            networks.teacher(networks.generate(5, "samples"))
+        one.play(1, 0)
+        one.play(1, 2)
+    assert graphs()["unique_graphs"] == 6
+    for name, player in plain.players.items():
+        other = state(built.players[name].module)
+        assert all(torch.equal(value, other[key]) for key, value in state(player.module).items())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_inductor_agrees_with_eager_and_resumes_to_its_own_bytes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    torch._dynamo.reset()
+    small = merge(FULL, {"student_steps": 1, "teacher": {"network": "cnn4"}})
+    plain, straight, first, second = (
+        build(small),
+        *(build(merge(small, {"speed": {"compile": True}})) for _ in range(3)),
+    )
+
+    def play_round(built: Machine, index: int) -> list[float]:
+        return [built.play(index, turn).total.item() for turn in range(2)]
+
+    expected = play_round(plain, 0) + play_round(plain, 1)
+    assert play_round(straight, 0) + play_round(straight, 1) == pytest.approx(expected, rel=1e-9)
+    play_round(first, 0)
+    checkpoint.store(tmp_path / "run", first.players, {"round": 1}, keep=1)
+    checkpoint.restore(tmp_path / "run", second.players)
+    play_round(second, 1)
+    for name, player in straight.players.items():
+        other = state(second.players[name].module)
+        assert all(torch.equal(value, other[key]) for key, value in state(player.module).items())
+
+
+@pytest.mark.parametrize(
+    ("over", "message"),
+    [
+        (
+            {"speed": {"cuda_graphs": True}},
+            r"speed\.cuda_graphs=true needs a GPU, this run is on the cpu",
+        ),
+        ({"speed": {"tf32": True}}, r"speed\.tf32=true needs a GPU"),
+        (
+            {"speed": {"compile": True}, "student": {"attention": 1.0}},
+            r"no feature maps: set student\.attention=0",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(over: Overlay, message: str) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    with pytest.raises(UserError, match=message) as caught:
+        build(over)
+    assert "\n" not in str(caught.value)
+
+
+def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(UserError, match=r"needs a C\+\+ compiler, such as g\+\+"):
+        build({"speed": {"compile": True}})
+
+
+class NoReading(TorchDispatchMode):
+    """Refuses what makes the host read a number of the device, and so wait for it."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func)
+        assert not any(word in name for word in ("_local_scalar_dense", "nonzero", "masked_select", "unique")), name
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "over", [FULL, {"student": {"clip": 1.0, "attention": 1.0}, "micro_batches": 2}], ids=["full", "clip"]
+)
+def test_a_turn_reads_nothing_back(over: Overlay) -> None:
+    """On a GPU each number read waits for all that was asked of it; here the operations that read are refused."""
+    built = build(over)
+    built.health.verify = lambda: None  # type: ignore[method-assign]  # as on a GPU between two reports
+    with NoReading():
+        for turn in range(len(built.turns)):
+            for part in range(built.config.micro_batches):
+                built.play(0, turn, part)
+    with pytest.raises(AssertionError, match="_local_scalar_dense"), NoReading():
+        torch.arange(3)[torch.tensor(1)]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(
+    ("switches", "tolerance"),
+    [
+        ({"compile": True}, 1e-4),
+        ({"compile": True, "cuda_graphs": True}, 1e-4),
+        ({"tf32": True}, 1e-2),
+        ({"tf32": False}, 1e-4),
+    ],
+    ids=str,
+)
+def test_a_gpus_switches_agree_with_its_defaults(switches: dict[str, bool], tolerance: float) -> None:
+    expected = play({}, 2)
+    assert play({"speed": switches}, 2) == pytest.approx(expected, rel=tolerance)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_turn_does_not_wait_for_the_gpu() -> None:
+    built = build()
+    for turn in range(len(built.turns)):
+        built.play(0, turn)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for turn in range(len(built.turns)):
+            built.play(1, turn)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
