@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ class BatchEngine:
     ) -> None:  # fmt: skip
         self.module, self.own, self.settings, self.latent_lr = module, own, settings, latent_lr
         self.world_size, self.lasting = world_size, lasting
+        self.guest: Callable[[Tensor], Tensor] = module
         self.shared = list(generator.parameters()) if generator else []
         self._head, self._start = (
             list(lasting[name].parameters()) if name in lasting else [] for name in ("head", "start")
@@ -47,10 +48,6 @@ class BatchEngine:
         """Forward."""
         output: Tensor = self.module(inputs)
         return output
-
-    def guest(self, inputs: Tensor) -> Tensor:
-        """The same: nothing here depends on whose turn it is."""
-        return self(inputs)
 
     def backward(self, loss: Tensor) -> bool:
         """The gradients of a step; every step is complete."""
