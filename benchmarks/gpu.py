@@ -150,8 +150,10 @@ def config(name: str, suite: Suite, method: str, seed: int, over: Overlay) -> Co
         checkpoint = str(root / "weights" / suite.weights)
         if not Path(checkpoint).exists():
             raise UserError(f"{checkpoint} is not there")
+    name, _, variant = method.partition(":")
     quiet = {
-        "method": method, "seed": seed, "teacher": {"checkpoint": checkpoint}, "tracking": {"uri": "none"},
+        "method": name, "variant": variant or "paper", "seed": seed,
+        "teacher": {"checkpoint": checkpoint}, "tracking": {"uri": "none"},
         "pictures": False, "data": {"workers": min(8, os.cpu_count() or 1) if method in ("kd", "supervised") else 0},
     }  # fmt: skip
     return resolve.resolve(suite.recipe, None, merge(merge(suite.over, quiet), over))
