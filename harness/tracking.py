@@ -466,7 +466,10 @@ def _register(store: _Store, model_id: str, name: str, tags: Mapping[str, Any]) 
     if any(version.run_id == store.run_id for version in client.search_model_versions(f"name='{name}'")):
         return
     texts = {key: _fit(value, MAX_TAG) for key, value in tags.items()}
-    client.create_model_version(name, f"models:/{model_id}", store.run_id, texts, model_id=model_id)
+    # A server looks the model up in its own store; without one MLflow would do so where its environment says.
+    served = client.tracking_uri.startswith("http")
+    source = f"models:/{model_id}" if served else client.get_logged_model(model_id).artifact_location
+    client.create_model_version(name, source, store.run_id, texts, model_id=model_id)
 
 
 def _log_model(store: _Store, module: nn.Module, shape: tuple[int, int, int]) -> str:

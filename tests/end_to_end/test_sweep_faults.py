@@ -117,7 +117,9 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
 
     (place / "hold").unlink()
     leave_running(place, first["folder"])
-    ended = give(*SWEEP, "--resume", "--total-rounds", "70", place=place)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")  # of something else, and nobody answers there
+        ended = give(*SWEEP, "--resume", "--total-rounds", "70", place=place)
     assert (files[0].stat().st_mtime_ns, files[1].stat().st_mtime_ns) == kept
     return Story(place, first, kept, stopped, after_stop, ended)
 
@@ -165,8 +167,14 @@ def test_resume_keeps_what_was_finished_and_a_limit_ends_the_rest_with_a_report(
     assert "of 70 rounds were played" in story.ended.out
 
 
-def test_mlflow_says_of_every_run_how_it_ended(story: Story) -> None:
-    """One run each, however often begun."""
+def test_mlflow_says_of_every_run_how_it_ended_and_holds_the_best(story: Story) -> None:
+    """One run each, however often begun; whatever server the environment names."""
+    from mlflow import MlflowClient
+
+    assert "MLflow" not in story.ended.err
+    best = json.loads((story.place / "sweep" / "report.json").read_text())["best"]
+    (version,) = MlflowClient(f"sqlite:///{story.place}/mlflow.db").search_model_versions("name='ddad-digits'")
+    assert version.tags["trial"] == best["id"]
     ends = statuses(story.place)
     assert ends.pop("sweep") == ["", "FINISHED"]
     assert ends.pop("default") == ["", "FINISHED"]
