@@ -64,8 +64,7 @@ def rank() -> int:
 def standings(plan: Plan, config: Config, path: Path) -> Standings:
     """This process's part of a trial: a Standing at each of its judgements, on rank 0; nothing on others."""
     if rank() == 0:
-        with files.lock(path / ".lock", wait=True):
-            pass  # a thread that was stopped at its last judgement may still be closing its record
+        _await_closed(path)
     with closing(distill.rounds(config, path, judge=judge(plan, config))) as reports:
         for report in reports:
             if rank() > 0:
@@ -189,8 +188,16 @@ def lineage(plan: Plan, config: Config, path: Path, origin: Origin | None) -> tu
     config = build(merge(to_dict(config), {"weights": weights}))
     branch = path.with_name(f"{path.name}-{config_module.identity(config)}")
     if not branch.exists():
+        _await_closed(path)  # it may not have noted yet which MLflow run is the trial's
         _graft(Path(origin.folder), origin.round, config, branch, path / "mlflow.json")
     return config, branch
+
+
+def _await_closed(path: Path) -> None:
+    """Until nobody is in a run folder: a thread that was stopped at its last judgement may still close its record."""
+    if path.exists():
+        with files.lock(path / ".lock", wait=True):
+            pass
 
 
 def _schedule(old: Any, new: Any, round_index: int) -> Any:
