@@ -117,7 +117,7 @@ def test_torchrun_on_two_hosts(hosts: list[Host], one_host: Path, tmp_path: Path
 def test_host_lost_for_good_leaves_the_run_to_the_other(hosts: list[Host], one_host: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     commands = [["env", f"NODE={k}", ROOT / "launch/torchrun.sh", *TINY, "--output", folder] for k in range(2)]
-    given = {"NODES": "2", "MIN_NODES": "1", "NPROC": "1", "HEAD": f"{hosts[0].address}:29500", "LAST_CALL": "45"}
+    given = {"NODES": "2", "MIN_NODES": "1", "NPROC": "1", "HEAD": f"{hosts[0].address}:29500", "LAST_CALL": "25"}
     with ExitStack() as stack:
         survivor, lost = start(stack, hosts, commands, tmp_path, given)
         until(survivor, lambda: bool(saved(folder)))

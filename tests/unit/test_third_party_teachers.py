@@ -27,12 +27,11 @@ OWN_FILE = f"{ROOT / 'examples' / 'karanchahal_resnet.py'}:"
     ("name", "network", "checkpoint", "normalisation", "published"),
     [
         ("cifar10", "resnet20", "cifar10/akamaster/resnet20-12fca82f.th", IMAGENET, 91.73),
-        ("cifar10", "resnet32", "cifar10/akamaster/resnet32-d509ac18.th", IMAGENET, 92.63),
         ("cifar10", "wrn16_1", "cifar10/karanchahal/WRN16_1_cifar10.pth", CIFAR10, 91.75),
         ("cifar10", OWN_FILE + "resnet14", "cifar10/karanchahal/resnet14_cifar10.pth", CIFAR10, 92.18),
         ("cifar100", OWN_FILE + "resnet14", "cifar100/karanchahal/resnet14_cifar100.pth", CIFAR100, 68.30),
     ],
-    ids=["akamaster-resnet20", "akamaster-resnet32", "wrn16_1", "own-file-resnet14", "own-file-resnet14-cifar100"],
+    ids=["akamaster-resnet20", "wrn16_1", "own-file-resnet14", "own-file-resnet14-cifar100"],
 )
 def test_accuracy(
     data_root: Path, name: str, network: str, checkpoint: str, normalisation: dict[str, list[float]], published: float
