@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,11 @@ pytestmark = pytest.mark.filterwarnings(
 
 FULL: Overlay = {"weights": {"activation": 0.1, "tv": 0.01}, "precision": "fp64"}
 """A round in which everything is asked of the teacher: moments and features."""
+
+
+needs_compiler = pytest.mark.skipif(
+    not any(shutil.which(name) for name in ("g++", "clang++")), reason="needs a C++ compiler, as speed.compile does"
+)
 
 
 @pytest.fixture
@@ -48,6 +54,7 @@ def graphs() -> dict[str, int]:
     }
 
 
+@needs_compiler
 @pytest.mark.usefixtures("counted")
 @pytest.mark.parametrize(
     ("over", "expected"),
@@ -71,12 +78,14 @@ def test_a_round_is_a_fixed_number_of_graphs_without_a_break(over: Overlay, expe
     assert graphs() == first
 
 
+@needs_compiler
 @pytest.mark.usefixtures("counted")
 def test_tracing_changes_nothing() -> None:
     """The same operations in the same order: what differs under inductor is inductor's rounding alone."""
     assert play(merge(FULL, {"speed": {"compile": True}}), 2) == play(FULL, 2)
 
 
+@needs_compiler
 @pytest.mark.usefixtures("counted")
 def test_an_evaluation_between_rounds_is_not_compiled_and_the_state_is_the_same() -> None:
     built, plain = build(merge(FULL, {"speed": {"compile": True}})), build(FULL)
@@ -95,6 +104,7 @@ def test_an_evaluation_between_rounds_is_not_compiled_and_the_state_is_the_same(
         assert all(torch.equal(value, other[key]) for key, value in state(player.module).items())
 
 
+@needs_compiler
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_inductor_agrees_with_eager_and_resumes_to_its_own_bytes(
