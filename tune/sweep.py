@@ -9,6 +9,7 @@ import os
 import random
 import socket
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -165,6 +166,8 @@ def _searcher(plan: Plan) -> Any:
     from ray.tune.search.optuna import OptunaSearch
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    # A trial whose worker was lost tells its judgements again from the last checkpoint on: the same values.
+    warnings.filterwarnings("ignore", "The reported value is ignored because this", UserWarning)
     sampler = optuna.samplers.TPESampler(seed=plan.base.seed, n_startup_trials=max(4, plan.trials // 4))
     dimensions = {path: _dimension(one) for path, one in plan.space.items()}
     return OptunaSearch(dimensions, metric="objective", mode="max", sampler=sampler)
