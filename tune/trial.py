@@ -9,6 +9,7 @@ import dataclasses
 import math
 import os
 import shutil
+import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Any
 
 from torch import nn
 
-from harness import building, distill, files, log
+from harness import building, distill, files, log, tracking
 from harness import config as config_module
 from harness import folder as run_folder
 from harness.config import Config, build, to_dict, weight_at
@@ -188,7 +189,8 @@ def lineage(plan: Plan, config: Config, path: Path, origin: Origin | None) -> tu
     config = build(merge(to_dict(config), {"weights": weights}))
     branch = path.with_name(f"{path.name}-{config_module.identity(config)}")
     if not branch.exists():
-        _await_closed(path)  # it may not have noted yet which MLflow run is the trial's
+        _await_closed(path)
+        _await_note(path / "mlflow.json", config)
         _graft(Path(origin.folder), origin.round, config, branch, path / "mlflow.json")
     return config, branch
 
@@ -198,6 +200,13 @@ def _await_closed(path: Path) -> None:
     if path.exists():
         with files.lock(path / ".lock", wait=True):
             pass
+
+
+def _await_note(note: Path, config: Config) -> None:
+    """Until the thread that opens MLflow has noted the trial's run, a minute at most: a slow store outlasts a close."""
+    end = time.monotonic() + 60
+    while config.tracking.uri != tracking.OFF and not note.exists() and time.monotonic() < end:
+        time.sleep(0.1)
 
 
 def _schedule(old: Any, new: Any, round_index: int) -> Any:
