@@ -30,7 +30,11 @@ class Held(nn.Module):
         if self.training:
             self.calls += 1
             while self.calls > CALLS and _is_asked_for():
-                Path("held").write_text(str(os.getpid()))
+                own = Path(f"held.{os.getpid()}")
+                own.write_text(str(os.getpid()))
+                own.replace(
+                    "held"
+                )  # whole at every moment: who reads an empty file would kill process 0, its own group
                 time.sleep(0.02)
         logits: Tensor = self.layers(x)
         return logits

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import subprocess
@@ -19,7 +18,7 @@ from tests.distributed.starting import distance
 from tests.end_to_end import held_network
 from tests.end_to_end.conftest import CPU, rows
 from tests.end_to_end.test_sweep import BARE, PATIENCE, TINY, give
-from tests.end_to_end.test_sweep_faults import entries, held, hold, until
+from tests.end_to_end.test_sweep_faults import end, entries, held, hold, until
 from tests.helpers import environment
 from tune import plan as plans
 from tune import trial
@@ -69,7 +68,7 @@ def test_a_trial_of_two_processes_is_as_one_of_one(head: str, tmp_path: Path) ->
 
     def kill() -> None:
         until(lambda: held(tmp_path))
-        os.kill(held(tmp_path), signal.SIGKILL)
+        end(held(tmp_path))
         hold(tmp_path, 0)
 
     killing = threading.Thread(target=kill)

@@ -43,6 +43,12 @@ def held(place: Path) -> int:
     return int(text or 0)
 
 
+def end(process: int) -> None:
+    """Kills a process, and never a group."""
+    assert process > 0
+    os.kill(process, signal.SIGKILL)
+
+
 def until(happened: Callable[[], object], alive: Callable[[], bool] = lambda: True) -> None:
     """Waits for something, looking often enough and without taking the processor from what is waited for."""
     end = time.monotonic() + PATIENCE
@@ -99,11 +105,11 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     hold(place, 1)
     with started(*SWEEP, cwd=place) as process:
         until(lambda: held(place), lambda: process.poll() is None)
-        os.kill(held(place), signal.SIGKILL)
+        end(held(place))
         hold(place, 2)
         until(lambda: held(place) and is_noted(place), lambda: process.poll() is None)
         process.kill()
-    os.kill(held(place), signal.SIGKILL)  # a minute earlier than it would have noticed by itself
+    end(held(place))  # a minute earlier than it would have noticed by itself
     (first,) = entries(place)
     files = (place / "sweep" / first["folder"] / "result.json", place / "sweep" / "probe" / "probe.safetensors")
     kept = (files[0].stat().st_mtime_ns, files[1].stat().st_mtime_ns)
