@@ -2,34 +2,39 @@
 
     python -m benchmarks.methods digits                       # every method, seeds 0-4, equal student updates
     python -m benchmarks.methods digits --rates               # first, on idle cores: how fast each method is here
-    python -m benchmarks.methods digits --seconds 60          # then, equal wall time, as rounds by those rates
+    python -m benchmarks.methods digits --seconds 20          # then, equal wall time, as rounds by those rates
     python -m benchmarks.methods cifar10 --methods ddad dfad --seeds 0 teacher.checkpoint=resnet20.th
 
 Each run is a `ddad distill` in a process of its own. Results are added to benchmarks/results/SUITE.jsonl as they come,
-and what is finished there is not run again; a run that was ended is taken up from its folder. Seconds are those of the
-rounds with twenty evaluations between them; memory is the host's. `path=value` words go to every run.
+and what is finished there is not run again; a run that was ended is taken up from its folder. Where a method's speed is
+known, seconds are those that its rounds take at that speed, so that what else the machine did meanwhile does not
+count; else those of the clock, with twenty evaluations in them. Memory is the host's. `path=value` words go to every
+run.
 """
 
 from __future__ import annotations
 
 import argparse
+import bisect
 import json
 import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
 import torch
 
 from benchmarks.comparison import draw, table
 from harness import folder, log, methods, resolve
-from harness.config import identity
+from harness.config import Config, identity
 from harness.errors import UserError
+from harness.inversion import inverts, num_steps
 from harness.strict import merge
 
 RESULTS = Path(__file__).with_name("results")
@@ -37,11 +42,11 @@ RESULTS = Path(__file__).with_name("results")
 EVALUATIONS = 20
 """Points of a curve."""
 
-RATE_ROUNDS = 30
-"""Rounds from which a method's speed is taken."""
+RATE_STEPS = (1, 11)
+"""Image steps a batch of two runs, from which the seconds of a step and of the rest of a round follow."""
 
-IDLE = 0.5
-"""Load average above which the machine is not idle, and a speed would be of something else too."""
+IDLE = 15.0
+"""Percent of all cores that others may use while a speed is measured; above, it would be of something else too."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,8 @@ class Suite:
     """`path=value` by method, as tuning found them."""
     trials: int = 0
     """Tuning trials that every method had."""
+    rate_updates: int = 600
+    """Student updates from which a method's speed is taken."""
 
 
 _FASHION = (
@@ -67,8 +74,8 @@ _FASHION = (
 
 SUITES: dict[str, Suite] = {
     "digits": Suite("digits", (0, 1, 2, 3, 4), 1_200),
-    "fashion": Suite("classification", (0, 1, 2), 2_000, _FASHION),
-    "cifar10": Suite("cifar10-resnet20-resnet20", (0,), 2_000),
+    "fashion": Suite("classification", (0, 1, 2), 2_000, _FASHION, rate_updates=100),
+    "cifar10": Suite("cifar10-resnet20-resnet20", (0,), 2_000, rate_updates=50),
     "cifar10-gpu": Suite("cifar10-resnet34-resnet18", (0, 1, 2), 125_000),
 }
 
@@ -93,12 +100,23 @@ class Run:
         quiet = (f"evaluate_every={evaluate_every}", f"log_every={max(1, rounds // 100)}", "tracking.uri=none")
         return (suite.recipe, *suite.words, *self.words, *dict(suite.tuned).get(self.method, ()), *own, *quiet)
 
+    def config(self, rounds: int) -> Config:
+        """What a run of so many rounds is."""
+        recipe, *words = self.command(rounds, 0)
+        return resolve.resolve(recipe, None, resolve.read_overrides(words))
+
     def steps(self) -> int:
         """Student updates of a round."""
-        recipe, *words = self.command(1, 0)
-        config = resolve.resolve(recipe, None, resolve.read_overrides(words))
-        turns = methods.METHODS[config.method].turns(config)
-        return sum(turn.kind == "student" for turn in turns)
+        return sum(turn.kind == "student" for turn in _turns(self.config(1)))
+
+    def image_steps(self, rounds: int) -> int:
+        """Image steps of a round, where there are so many rounds; 0 of a method that makes no batch by many steps."""
+        config = self.config(rounds)
+        return num_steps(config) if inverts(_turns(config)) else 0
+
+
+def _turns(config: Config) -> list[methods.Turn]:
+    return methods.METHODS[config.method].turns(config)
 
 
 def execute(run: Run, rounds: int, evaluate_every: int) -> dict[str, Any]:
@@ -116,13 +134,13 @@ def execute(run: Run, rounds: int, evaluate_every: int) -> dict[str, Any]:
         raise UserError(f"ddad distill {recipe} {' '.join(words)} ended with exit code {process.returncode}")
     score = next(value for key, value in result["student"].items() if key not in ("network", "parameters"))
     key = "evaluation/agreement"
-    curve = [[row["seconds"], row[key]] for row in log.read(output / "metrics.jsonl") if key in row]
+    curve = [[row["round"], row[key]] for row in log.read(output / "metrics.jsonl") if key in row]
     return {
         "suite": run.suite, "method": config.method, "variant": config.variant, "seed": run.seed,
         "words": list(run.words), "trials": SUITES[run.suite].trials, "rounds": rounds,
         "student_updates": result["student_updates"], "score": score, "agreement": result["agreement"],
-        "teacher": result["teacher"], "seconds": result["wall_seconds"],
-        "memory": None if finished else usage.ru_maxrss / 1024,
+        "teacher": result["teacher"], "image_steps": run.image_steps(rounds), "wall_seconds": result["wall_seconds"],
+        "memory": None if finished else round(usage.ru_maxrss / 1024, 1),
         "rounds_per_second": result["rounds_per_second"], "curve": curve, "identity": identity(config), **machine(),
     }  # fmt: skip
 
@@ -137,16 +155,30 @@ def machine() -> dict[str, Any]:
     }  # fmt: skip
 
 
+MAX_ROUNDS = 10_000_000
+"""More than any budget is worth."""
+
 Budget = tuple[Literal["updates", "seconds"], float]
 """Student updates, or seconds, that every method gets."""
 
 
-def matching(rows: Sequence[dict[str, Any]], run: Run, budget: str) -> dict[str, Any] | None:
-    """The row of a run, where it is finished."""
+def pace(run: Run, rows: Sequence[dict[str, Any]]) -> Callable[[int], float] | None:
+    """The seconds that a run of so many rounds takes, from its method's speeds; None where they are not known.
+
+    A round of few rounds has fewer image steps: its seconds are those of its other turns, and so many of a step.
+    """
     name, _, variant = run.method.partition(":")
-    wanted = (run.suite, name, variant or "paper", run.seed, list(run.words), budget)
-    keys = ("suite", "method", "variant", "seed", "words", "budget")
-    return next((row for row in rows if tuple(row[key] for key in keys) == wanted), None)
+    wanted = ("rate", run.suite, name, variant or "paper", list(run.words))
+    keys = ("budget", "suite", "method", "variant", "words")
+    found = [row for row in rows if tuple(row[key] for key in keys) == wanted]
+    measured = {row["image_steps"]: 1 / row["rounds_per_second"] for row in found}
+    if not run.image_steps(1):
+        return (lambda rounds: rounds * measured[0]) if 0 in measured else None
+    few, many = RATE_STEPS
+    if not {few, many} <= measured.keys():
+        return None
+    step = (measured[many] - measured[few]) / (many - few)
+    return lambda rounds: rounds * (measured[few] + (run.image_steps(rounds) - few) * step)
 
 
 def rounds_of(run: Run, budget: Budget, rows: Sequence[dict[str, Any]]) -> int:
@@ -154,10 +186,10 @@ def rounds_of(run: Run, budget: Budget, rows: Sequence[dict[str, Any]]) -> int:
     kind, amount = budget
     if kind == "updates":
         return max(1, int(amount) // run.steps())
-    rate = matching(rows, Run(run.suite, run.method, 0, run.words), "rate")
-    if rate is None:
+    seconds = pace(run, rows)
+    if seconds is None:
         raise UserError(f"the speed of {run.method} on {run.suite} is not known: run with --rates first, on idle cores")
-    return max(1, round(amount * float(rate["rounds_per_second"])))
+    return max(1, bisect.bisect_right(range(1, MAX_ROUNDS), amount, key=seconds))
 
 
 def compare(suite: str, names: Sequence[str], seeds: Sequence[int], budget: Budget, words: Sequence[str]) -> str:
@@ -167,15 +199,24 @@ def compare(suite: str, names: Sequence[str], seeds: Sequence[int], budget: Budg
     for seed in seeds:
         for name in names:
             run, rows = Run(suite, name, seed, tuple(words)), read(file)
-            row = matching(rows, run, label)
+            rounds = rounds_of(run, budget, rows)
+            key = (label, identity(run.config(rounds)))
+            row = next((row for row in rows if (row["budget"], row["identity"]) == key), None)
             if row is None:
-                rounds = rounds_of(run, budget, rows)
                 row = {"budget": label, **execute(run, rounds, max(1, rounds // EVALUATIONS))}
                 add(file, row)
+            row = timed(row, pace(run, rows))
             print(f"{name}, seed {seed}: {row['score']:.2%} in {row['seconds']:.0f} s", flush=True)
             found.append(row)
     draw(found, RESULTS / f"{suite}-{kind}.png", f"{suite}, {amount:g} {kind} for each method")
     return table(found)
+
+
+def timed(row: dict[str, Any], seconds: Callable[[int], float] | None) -> dict[str, Any]:
+    """A row with its seconds, and its curve over them: by the method's speed, else by the clock."""
+    whole = seconds(row["rounds"]) if seconds else row["wall_seconds"]
+    curve = [[whole * done / row["rounds"], agreement] for done, agreement in row["curve"]]
+    return {**row, "seconds": whole, "curve": curve}
 
 
 def measure_rates(suite: str, names: Sequence[str], words: Sequence[str]) -> None:
@@ -183,15 +224,17 @@ def measure_rates(suite: str, names: Sequence[str], words: Sequence[str]) -> Non
     file = RESULTS / f"{suite}.jsonl"
     for name in names:
         run = Run(suite, name, 0, tuple(words))
-        if matching(read(file), run, "rate"):
+        if pace(run, read(file)):
             continue
-        if (load := os.getloadavg()[0]) > IDLE and not torch.cuda.is_available():
-            raise UserError(f"the machine is not idle (load average {load:.2f}, above {IDLE}): wait and give it again")
-        row = {"budget": "rate", **execute(run, RATE_ROUNDS, RATE_ROUNDS)}
-        add(file, row)
-        print(f"{name}: {row['rounds_per_second']:.3g} rounds a second", flush=True)
-        while os.getloadavg()[0] > IDLE and name != names[-1]:
-            time.sleep(5)  # until this run has left the average
+        rounds = max(2, SUITES[suite].rate_updates // run.steps())
+        for steps in RATE_STEPS if run.image_steps(1) else (0,):
+            if not torch.cuda.is_available() and (busy := psutil.cpu_percent(interval=2)) > IDLE:
+                raise UserError(f"the machine is not idle ({busy:.0f} % of its cores are used): wait and give it again")
+            # With inversion.rounds=1 a batch has its whole steps, however few rounds there are.
+            exact = (*words, f"inversion.steps={steps}", "inversion.rounds=1") if steps else tuple(words)
+            row = execute(Run(suite, name, 0, exact), rounds, 0)
+            add(file, {"budget": "rate", **row, "words": list(words)})
+            print(f"{name}: {row['rounds_per_second']:.3g} rounds a second, {steps} image steps each", flush=True)
 
 
 def read(file: Path) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 from benchmarks import methods
 from benchmarks.comparison import by_method, draw, paired, spread, table, told
 from benchmarks.methods import Run
+from harness.config import identity
 from harness.errors import UserError
 
 
@@ -82,25 +82,52 @@ def test_equal_updates_are_rounds_by_the_methods_own_turns() -> None:
     assert methods.rounds_of(Run("digits", "ddad", 0, words), ("updates", 1200), []) == 120
 
 
+def rate(method: str, image_steps: int, rounds_per_second: float) -> dict[str, Any]:
+    return row(method, 0, 0.5, budget="rate", image_steps=image_steps, rounds_per_second=rounds_per_second)
+
+
 def test_equal_time_needs_a_measured_speed() -> None:
     run = Run("digits", "ddad", 3, ())
     with pytest.raises(UserError, match="the speed of ddad on digits is not known: run with --rates first"):
         methods.rounds_of(run, ("seconds", 60), [row("ddad", 0, 0.5)])
-    rate = row("ddad", 0, 0.5, budget="rate", rounds_per_second=2.5)
-    assert methods.rounds_of(run, ("seconds", 60), [rate]) == 150
+    assert methods.rounds_of(run, ("seconds", 60), [rate("ddad", 0, 2.5)]) == 150
+
+
+def test_image_steps_that_grow_with_the_rounds_are_counted_in_equal_time() -> None:
+    """A step takes 0.1 s, the rest of a round 2 s; of R rounds each has 2000 R / 220 steps: R (2 + 0.909 R) <= 60."""
+    run = Run("digits", "deepinversion", 0, ())
+    one_of_two = [rate("deepinversion", 1, 1 / 2.1)]
+    with pytest.raises(UserError, match="the speed of deepinversion on digits is not known"):
+        methods.rounds_of(run, ("seconds", 60), one_of_two)
+    rows = [*one_of_two, rate("deepinversion", 11, 1 / 3.1)]
+    assert methods.rounds_of(run, ("seconds", 60), rows) == 7
+    seconds = methods.pace(run, rows)
+    assert seconds and seconds(7) == pytest.approx(7 * (2 + 0.1 * 64)) and seconds(8) > 60
+
+
+def test_seconds_are_those_of_the_speed_where_it_is_known() -> None:
+    found = row("ddad", 0, 0.9, rounds=100, wall_seconds=80.0, curve=[[50, 0.6], [100, 0.9]])
+    assert methods.timed(found, None)["curve"] == [[40.0, 0.6], [80.0, 0.9]]
+    timed = methods.timed(found, lambda rounds: 0.2 * rounds)
+    assert (timed["seconds"], timed["curve"]) == (20.0, [[10.0, 0.6], [20.0, 0.9]])
 
 
 def test_what_is_finished_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(methods, "RESULTS", tmp_path)
-    methods.add(tmp_path / "digits.jsonl", row("ddad", 0, 0.5))
-    monkeypatch.setattr(methods.subprocess, "Popen", None)  # a run that were started would fail
+    same = identity(Run("digits", "ddad", 0, ()).config(2))
+    finished = row("ddad", 0, 0.5, rounds=2, wall_seconds=3.0, identity=same)
+    methods.add(tmp_path / "digits.jsonl", finished)
+
+    def start(*words: Any, **options: Any) -> None:
+        raise AssertionError("a run was started")
+
+    monkeypatch.setattr(methods.subprocess, "Popen", start)
     found = methods.compare("digits", ["ddad"], [0], ("updates", 10), [])
-    assert "| ddad | 0 | 0 | 50.00 | 50.00 | best |" in found
-    assert len(methods.read(tmp_path / "digits.jsonl")) == 1
-    assert json.loads((tmp_path / "digits.jsonl").read_text())["seed"] == 0
-    rows = methods.read(tmp_path / "digits.jsonl")
-    for other in (Run("digits", "ddad", 1, ()), Run("digits", "ddad:x", 0, ()), Run("digits", "ddad", 0, ("a=1",))):
-        assert methods.matching(rows, other, "updates=10") is None
+    assert "| ddad | 0 | 0 | 50.00 | 50.00 | best | 3 |" in found
+    assert methods.read(tmp_path / "digits.jsonl") == [finished]
+    for name, seed, words in (("ddad", 1, []), ("ddad:swift", 0, []), ("ddad", 0, ["student.lr=0.2"])):
+        with pytest.raises(AssertionError, match="a run was started"):
+            methods.compare("digits", [name], [seed], ("updates", 10), words)
 
 
 @pytest.mark.parametrize("suite", methods.SUITES)
