@@ -2,7 +2,7 @@
 
     python -m benchmarks.methods digits                       # every method, seeds 0-4, equal student updates
     python -m benchmarks.methods digits --rates               # first, on idle cores: how fast each method is here
-    python -m benchmarks.methods digits --seconds 20          # then, equal wall time, as rounds by those rates
+    python -m benchmarks.methods digits --seconds 20 --tuned  # then, equal wall time, as rounds by those rates
     python -m benchmarks.methods cifar10 --methods ddad dfad --seeds 0 teacher.checkpoint=resnet20.th
 
 Each run is a `ddad distill` in a process of its own. Results are added to benchmarks/results/SUITE.jsonl as they come,
@@ -29,7 +29,9 @@ from typing import Any, Literal
 
 import psutil
 import torch
+import yaml
 
+from benchmarks import samples
 from benchmarks.comparison import draw, table
 from harness import folder, log, methods, resolve
 from harness.config import Config, identity
@@ -45,6 +47,8 @@ EVALUATIONS = 20
 RATE_STEPS = (1, 11)
 """Image steps a batch of two runs, from which the seconds of a step and of the rest of a round follow."""
 
+TUNED = Path(__file__).with_name("tuned.yaml")
+
 IDLE = 15.0
 """Percent of all cores that others may use while a speed is measured; above, it would be of something else too."""
 
@@ -59,22 +63,18 @@ class Suite:
     """Student updates of every method."""
     words: tuple[str, ...] = ()
     """`path=value` over the recipe, for every method."""
-    tuned: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    """`path=value` by method, as tuning found them."""
-    trials: int = 0
-    """Tuning trials that every method had."""
     rate_updates: int = 600
     """Student updates from which a method's speed is taken."""
 
 
 _FASHION = (
     "data.name=fashion_mnist", "classes=10", "input.size=28", "teacher.channels=gray", "teacher.mean=[0.286]",
-    "teacher.std=[0.353]", "teacher.network=cnn32", "student.network=cnn12", "generator.width=32", "teach.epochs=10",
+    "teacher.std=[0.353]", "teacher.network=cnn32", "student.network=cnn12", "generator.width=32", "teach.epochs=4",
 )  # fmt: skip
 
 SUITES: dict[str, Suite] = {
     "digits": Suite("digits", (0, 1, 2, 3, 4), 1_200),
-    "fashion": Suite("classification", (0, 1, 2), 2_000, _FASHION, rate_updates=100),
+    "fashion": Suite("classification", (0, 1, 2), 2_000, _FASHION, rate_updates=50),
     "cifar10": Suite("cifar10-resnet20-resnet20", (0,), 2_000, rate_updates=50),
     "cifar10-gpu": Suite("cifar10-resnet34-resnet18", (0, 1, 2), 125_000),
 }
@@ -83,14 +83,26 @@ DATA_FREE = ["ddad:swift", *(name for name, method in methods.METHODS.items() if
 """What is compared where nothing is said: the best variant of our own, and every method as published."""
 
 
+def tuning() -> dict[str, dict[str, Any]]:
+    """{method: {"trials": how many it had, "values": {path: value} that were found}}; a variant's are its own."""
+    found: dict[str, dict[str, Any]] = yaml.safe_load(TUNED.read_text())
+    return found
+
+
 @dataclass(frozen=True)
 class Run:
-    """One run of a comparison: `method` is NAME or NAME:VARIANT."""
+    """One run of a comparison: `method` is NAME or NAME:VARIANT, `tuned` with the values that tuning found."""
 
     suite: str
     method: str
     seed: int
     words: tuple[str, ...]
+    tuned: bool = False
+
+    def trials(self) -> int:
+        """Tuning trials behind its settings: none of a published method as published."""
+        entry = tuning().get(self.method, {"trials": 0, "values": {}})
+        return int(entry["trials"]) if self.tuned or not entry["values"] else 0
 
     def command(self, rounds: int, evaluate_every: int) -> tuple[str, ...]:
         """The words of `ddad distill` after its name."""
@@ -98,7 +110,9 @@ class Run:
         name, _, variant = self.method.partition(":")
         own = (f"method={name}", f"variant={variant or 'paper'}", f"seed={self.seed}", f"rounds={rounds}")
         quiet = (f"evaluate_every={evaluate_every}", f"log_every={max(1, rounds // 100)}", "tracking.uri=none")
-        return (suite.recipe, *suite.words, *self.words, *dict(suite.tuned).get(self.method, ()), *own, *quiet)
+        values = tuning().get(self.method, {"values": {}})["values"] if self.tuned else {}
+        found = [f"{path}={json.dumps(value)}" for path, value in values.items()]
+        return (suite.recipe, *suite.words, *self.words, *found, *own, *quiet)
 
     def config(self, rounds: int) -> Config:
         """What a run of so many rounds is."""
@@ -119,11 +133,16 @@ def _turns(config: Config) -> list[methods.Turn]:
     return methods.METHODS[config.method].turns(config)
 
 
+def place(run: Run, config: Config) -> Path:
+    """The run's folder."""
+    return Path("runs") / "methods" / f"{run.suite}-{config.method}-{identity(config)}"
+
+
 def execute(run: Run, rounds: int, evaluate_every: int) -> dict[str, Any]:
     """Runs to the end, or reads what it ended with; its row."""
     recipe, *words = run.command(rounds, evaluate_every)
     config = resolve.resolve(recipe, None, resolve.read_overrides(words))
-    output = Path("runs") / "methods" / f"{run.suite}-{config.method}-{identity(config)}"
+    output = place(run, config)
     words = [*words, "pictures=false", "--output", str(output)]
     finished = folder.result(output) is not None  # by a process that ended before it could say so
     process = subprocess.Popen([sys.executable, "-m", "harness", "distill", recipe, *words], stdout=subprocess.DEVNULL)
@@ -137,7 +156,7 @@ def execute(run: Run, rounds: int, evaluate_every: int) -> dict[str, Any]:
     curve = [[row["round"], row[key]] for row in log.read(output / "metrics.jsonl") if key in row]
     return {
         "suite": run.suite, "method": config.method, "variant": config.variant, "seed": run.seed,
-        "words": list(run.words), "trials": SUITES[run.suite].trials, "rounds": rounds,
+        "words": list(run.words), "tuned": run.tuned, "trials": run.trials(), "rounds": rounds,
         "student_updates": result["student_updates"], "score": score, "agreement": result["agreement"],
         "teacher": result["teacher"], "image_steps": run.image_steps(rounds), "wall_seconds": result["wall_seconds"],
         "memory": None if finished else round(usage.ru_maxrss / 1024, 1),
@@ -170,7 +189,7 @@ def pace(run: Run, rows: Sequence[dict[str, Any]]) -> Callable[[int], float] | N
     name, _, variant = run.method.partition(":")
     wanted = ("rate", run.suite, name, variant or "paper", list(run.words))
     keys = ("budget", "suite", "method", "variant", "words")
-    found = [row for row in rows if tuple(row[key] for key in keys) == wanted]
+    found = [row for row in rows if tuple(row[key] for key in keys) == wanted]  # tuned or not: steps are the same
     measured = {row["image_steps"]: 1 / row["rounds_per_second"] for row in found}
     if not run.image_steps(1):
         return (lambda rounds: rounds * measured[0]) if 0 in measured else None
@@ -192,23 +211,26 @@ def rounds_of(run: Run, budget: Budget, rows: Sequence[dict[str, Any]]) -> int:
     return max(1, bisect.bisect_right(range(1, MAX_ROUNDS), amount, key=seconds))
 
 
-def compare(suite: str, names: Sequence[str], seeds: Sequence[int], budget: Budget, words: Sequence[str]) -> str:
-    """Runs what is missing, seed by seed so that any part of it is a comparison; returns the table."""
+def compare(suite: str, runs: Sequence[Run], budget: Budget) -> str:
+    """Runs what is missing, in this order; returns the table, and draws curves and samples."""
     file, (kind, amount) = RESULTS / f"{suite}.jsonl", budget
     label, found = f"{kind}={amount:g}", []
-    for seed in seeds:
-        for name in names:
-            run, rows = Run(suite, name, seed, tuple(words)), read(file)
-            rounds = rounds_of(run, budget, rows)
-            key = (label, identity(run.config(rounds)))
-            row = next((row for row in rows if (row["budget"], row["identity"]) == key), None)
-            if row is None:
-                row = {"budget": label, **execute(run, rounds, max(1, rounds // EVALUATIONS))}
-                add(file, row)
-            row = timed(row, pace(run, rows))
-            print(f"{name}, seed {seed}: {row['score']:.2%} in {row['seconds']:.0f} s", flush=True)
-            found.append(row)
-    draw(found, RESULTS / f"{suite}-{kind}.png", f"{suite}, {amount:g} {kind} for each method")
+    for run in runs:
+        rows = read(file)
+        rounds = rounds_of(run, budget, rows)
+        key = (label, identity(run.config(rounds)))
+        row = next((row for row in rows if (row["budget"], row["identity"]) == key), None)
+        if row is None:
+            row = {"budget": label, **execute(run, rounds, max(1, rounds // EVALUATIONS))}
+            add(file, row)
+        row = timed(row, pace(run, rows))
+        print(f"{run.method}, seed {run.seed}: {row['score']:.2%} in {row['seconds']:.0f} s", flush=True)
+        found.append(row)
+    title = f"{suite}, {amount:g} {kind} for each method"
+    draw(found, RESULTS / f"{suite}-{kind}.png", title)
+    first = [(run, run.config(row["rounds"])) for run, row in zip(runs, found, strict=True) if run.seed == runs[0].seed]
+    shown = {run.method: (config, place(run, config)) for run, config in first}
+    samples.draw(shown, RESULTS / f"{suite}-{kind}-samples.png", f"{title}: generated images, seed {runs[0].seed}")
     return table(found)
 
 
@@ -268,6 +290,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=None, help="student updates of each run, instead of the suite's")
     parser.add_argument("--seconds", type=float, default=None, help="equal wall time instead of equal updates")
     parser.add_argument("--rates", action="store_true", help="measure the methods' speeds on idle cores, and end")
+    parser.add_argument("--tuned", action="store_true", help="with the settings in benchmarks/tuned.yaml")
     parser.add_argument("words", nargs="*", metavar="path=value")
     given = parser.parse_intermixed_args()
     seeds = SUITES[given.suite].seeds if given.seeds is None else given.seeds
@@ -279,7 +302,10 @@ def main() -> None:
             budget: Budget = ("updates", given.updates or SUITES[given.suite].updates)
             if given.seconds is not None:
                 budget = ("seconds", given.seconds)
-            print(compare(given.suite, given.methods, seeds, budget, given.words))
+            # Seed by seed, so that any part of it is a comparison.
+            pairs = [(seed, name) for seed in seeds for name in given.methods]
+            runs = [Run(given.suite, name, seed, tuple(given.words), given.tuned) for seed, name in pairs]
+            print(compare(given.suite, runs, budget))
     except UserError as error:
         sys.exit(f"benchmarks.methods: {error}")
 

@@ -122,12 +122,17 @@ def test_what_is_finished_is_not_run_again(tmp_path: Path, monkeypatch: pytest.M
         raise AssertionError("a run was started")
 
     monkeypatch.setattr(methods.subprocess, "Popen", start)
-    found = methods.compare("digits", ["ddad"], [0], ("updates", 10), [])
+    found = methods.compare("digits", [Run("digits", "ddad", 0, ())], ("updates", 10))
     assert "| ddad | 0 | 0 | 50.00 | 50.00 | best | 3 |" in found
     assert methods.read(tmp_path / "digits.jsonl") == [finished]
-    for name, seed, words in (("ddad", 1, []), ("ddad:swift", 0, []), ("ddad", 0, ["student.lr=0.2"])):
+    others = [
+        Run("digits", "ddad", 1, ()),
+        Run("digits", "ddad:swift", 0, ()),
+        Run("digits", "ddad", 0, ("classes=9",)),
+    ]
+    for other in others:
         with pytest.raises(AssertionError, match="a run was started"):
-            methods.compare("digits", [name], [seed], ("updates", 10), words)
+            methods.compare("digits", [other], ("updates", 10))
 
 
 @pytest.mark.parametrize("suite", methods.SUITES)

@@ -1,0 +1,47 @@
+"""What each method's generator makes at the end of a run: a row of images for each, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from harness import images
+from harness.config import Config
+from tune.probe import generated, last_checkpoint
+
+COLUMNS = 16
+"""Images of a method."""
+
+
+def sample(config: Config, checkpoint: Path) -> np.ndarray:
+    """Images of the last generator, or out of the last pool, next to each other: [H, COLUMNS * W, 3] in 0..1."""
+    source, x = generated(config, checkpoint, "samples"), torch.empty(0)
+    while len(x) < COLUMNS:
+        x = torch.cat([x, next(source).float().cpu()])
+    shown = images.preprocessing(config).denormalise(x[:COLUMNS])
+    return np.concatenate(list(shown.permute(0, 2, 3, 1).numpy()), 1)
+
+
+def draw(runs: Mapping[str, tuple[Config, Path]], path: Path, title: str) -> None:
+    """A row for each (configuration, run folder) that still has a checkpoint."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    found = {name: (config, last_checkpoint(folder)) for name, (config, folder) in runs.items()}
+    rows = {name: sample(config, checkpoint) for name, (config, checkpoint) in found.items() if checkpoint}
+    if not rows:
+        return
+    figure, places = plt.subplots(len(rows), figsize=(9, 0.6 * len(rows) + 0.4), layout="constrained", squeeze=False)
+    figure.suptitle(title, fontsize=10)
+    for axes, (name, row) in zip(places[:, 0], rows.items(), strict=True):
+        axes.imshow(row, interpolation="nearest")
+        axes.set(xticks=[], yticks=[])
+        axes.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
