@@ -205,6 +205,9 @@ def sweep(
     gpus: Annotated[float, typer.Option(help="GPUs of each process of a trial; may be a fraction.")] = 0.0,
     parallel: Annotated[int | None, typer.Option(help="Trials at a time; default as many as fit.")] = None,
     address: Annotated[str | None, typer.Option(help="A Ray cluster that runs; default one of this machine's.")] = None,
+    probe: Annotated[
+        Path | None, typer.Option(help="Another sweep's folder, whose probe judges here too; default its own.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a sweep that was ended; finished stays.")] = False,
     retrain: Annotated[
         str | None, typer.Option(help="Seeds, such as 0-4 or 0,7: repeat the best and the defaults over them.")
@@ -219,7 +222,7 @@ def sweep(
     plan = plans.make(
         (recipe, file, overrides), output, space=space, trials=trials, objective=objective, searcher=searcher,
         scheduler=scheduler, total_rounds=total_rounds, minutes=minutes, cpus=cpus, gpus=gpus, parallel=parallel,
-        address=address,
+        address=address, probe=probe,
     )  # fmt: skip
     seeds = plans.seeds(retrain)
     plans.check(plan)

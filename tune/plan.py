@@ -14,7 +14,7 @@ from harness import task as tasks
 from harness.config import BOOKKEEPING, Config, build, flat, to_dict
 from harness.errors import UserError, nearest
 from harness.methods import METHODS
-from tune import spaces
+from tune import probe, spaces
 from tune.spaces import Space
 
 SEARCHERS = ("optuna", "random", "grid")
@@ -60,6 +60,8 @@ class Plan:
     """The folder in which the command was given, absolute: relative paths of the configuration start there."""
     address: str | None = None
     """An existing Ray cluster; None: one of this machine's own."""
+    probe: Path | None = None
+    """Another sweep's folder whose probe judges here too, so that both are judged alike; None: one is made."""
     parent: str | None = None
     """The sweep's MLflow run."""
 
@@ -81,7 +83,7 @@ class Plan:
     @property
     def probe_file(self) -> Path:
         """The probe's images and the teacher's answers."""
-        return self.folder / "probe" / "probe.safetensors"
+        return probe.of(self.folder)
 
     @property
     def default_folder(self) -> Path:
@@ -155,6 +157,8 @@ def check(plan: Plan) -> Config:
         value = getattr(plan, name)
         if value is not None and not value > 0:
             raise UserError(f"--{name.replace('_', '-')} {value:g}: expected a number above 0")
+    if plan.probe:
+        probe.check(plan.probe, config)
     if plan.gpus < 0:
         raise UserError(f"--gpus {plan.gpus:g}: expected at least 0")
     if plan.workers > 1 and plan.gpus % 1:
@@ -244,6 +248,7 @@ def _determining(plan: Plan) -> dict[str, Any]:
         "config": kept,
         "space": spaces.to_plain(plan.space),
         **{name: getattr(plan, name) for name in ("objective", "searcher", "scheduler", "trials")},
+        **({"probe": probe.load(probe.of(plan.probe)).sha256} if plan.probe else {}),
     }
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from harness import building, files
-from harness.config import Config
+from harness.config import Config, image_shape
 from harness.distributed.runtime import Runtime
 from harness.errors import UserError
 from harness.evaluate import evaluating
@@ -36,6 +36,9 @@ NUM_IMAGES, MAX_BYTES = 2048, 64 * 2**20
 
 CANDIDATES = 4
 """Images made for each one that is kept: from so many the classes are balanced."""
+
+SAME_TEACHER = 0.99
+"""Least agreement of a teacher with its own answers on the probe: in batches of another size it rounds otherwise."""
 
 CHECKPOINTS = 20
 """Checkpoints of the default run; the times above fall on them."""
@@ -84,6 +87,28 @@ def collect(config: Config, run: Path, folder: Path) -> None:
     files.write(folder / "probe.json", json.dumps(account, indent=1) + "\n")
     for part in parts:
         part.unlink()
+
+
+def of(sweep: Path) -> Path:
+    """The probe's file in a sweep's folder."""
+    return sweep / "probe" / "probe.safetensors"
+
+
+def check(sweep: Path, config: Config) -> None:
+    """UserError where another sweep's probe does not suit a run: other images, or another teacher's answers."""
+    found = load(of(sweep))
+    given, expected = tuple(found.images.shape[1:]), image_shape(config)
+    if given != expected:
+        raise UserError(f"--probe {sweep}: its images are {given}, this run's {expected}: give a probe of this recipe")
+    if (same := judge(found, config.batch_size)(building.teacher(config))) < SAME_TEACHER:
+        raise UserError(f"--probe {sweep}: its answers are another teacher's, who says the same of {same:.0%}")
+
+
+def adopt(sweep: Path, target: Path) -> None:
+    """Takes over another sweep's probe, with its account, unless there is one."""
+    if not target.exists():
+        for name in ("probe.json", target.name):  # the probe last: where it is, its account is
+            files.write(target.with_name(name), of(sweep).with_name(name).read_bytes())
 
 
 def load(path: Path) -> Probe:

@@ -25,7 +25,7 @@ from harness import folder as run_folder
 from harness.config import Config
 from harness.distributed.runtime import leave
 from harness.errors import Diverged, Lost, UserError
-from tune import journal, product, report, trial
+from tune import journal, probe, product, report, trial
 from tune.interrupts import Signals
 from tune.limits import Limits, Spent
 from tune.plan import REPORTS, Plan, budget, check, record
@@ -94,8 +94,10 @@ def sweep(plan: Plan, resume: bool, seeds: list[int], say: Say) -> dict[str, Any
 def _run(
     plan: Plan, base: Config, parent: tracking.Experiment, signals: Signals, seeds: list[int], say: Say
 ) -> dict[str, Any]:
+    if plan.probe:
+        probe.adopt(plan.probe, plan.probe_file)
     if not plan.probe_file.exists() or run_folder.result(plan.default_folder) is None:
-        say("making the probe: a run of the recipe's defaults")
+        say("a run of the recipe's defaults" if plan.probe else "making the probe: a run of the recipe's defaults")
         _remotely(plan, [(trial.default, (plan,))])
     journal.note_probe(plan, parent)
     if not journal.ended(plan):

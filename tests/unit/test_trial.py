@@ -94,6 +94,37 @@ def test_stages_fall_on_checkpoints() -> None:
     assert probe.stages(240) == {24: 0.1, 60: 0.25, 120: 0.5, 240: 1.0}
 
 
+def test_another_sweeps_probe_judges_where_it_suits(prepared: Plan, tmp_path: Path) -> None:
+    overrides = {**OVER, "method": "dfad"}
+    taken = a_plan(tmp_path, overrides=overrides, probe=prepared.folder)
+    assert plan.check(taken).method == "dfad"
+    assert plan.identity(taken) != plan.identity(a_plan(tmp_path, overrides=overrides))
+    probe.adopt(prepared.folder, taken.probe_file)
+    trial.default(taken)
+    assert probe.load(taken.probe_file).sha256 == probe.load(prepared.probe_file).sha256
+    names = sorted(path.name for path in taken.probe_file.parent.iterdir())
+    assert names == ["probe.json", "probe.safetensors"]
+    (last,) = [each for each in trial.run(taken, "own", {}) if each.outcome]
+    judged = probe.judge(probe.load(prepared.probe_file), 16)
+    assert last.agreement == judged(trial.student(taken.base, Path(last.folder)))
+
+
+@pytest.mark.parametrize(
+    ("over", "said"),
+    [
+        ({"input": {"size": 12}}, r"its images are \(1, 8, 8\), this run's \(1, 12, 12\)"),
+        ({"teacher": {"network": "cnn12", "checkpoint": "untrained"}}, "its answers are another teacher's"),
+    ],
+)
+def test_another_sweeps_probe_is_refused_where_it_does_not(
+    over: dict[str, Any], said: str, prepared: Plan, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=said):
+        plan.check(a_plan(tmp_path, overrides={**OVER, **over}, probe=prepared.folder))
+    with pytest.raises(UserError, match="the probe cannot be read"):
+        plan.check(a_plan(tmp_path, probe=tmp_path))
+
+
 def test_a_probe_that_was_changed_is_refused(prepared: Plan, tmp_path: Path) -> None:
     for name in ("probe.json", "probe.safetensors"):
         (tmp_path / name).write_bytes(prepared.probe_file.with_name(name).read_bytes())
