@@ -8,7 +8,7 @@
 Each run is a `ddad distill` in a process of its own. Results are added to benchmarks/results/SUITE.jsonl as they come,
 and what is finished there is not run again; a run that was ended is taken up from its folder. Where a method's speed is
 known, seconds are those that its rounds take at that speed, so that what else the machine did meanwhile does not
-count; else those of the clock, with twenty evaluations in them. Memory is the host's. `path=value` words go to every
+count; else those of the clock, with ten evaluations in them. Memory is the host's. `path=value` words go to every
 run.
 """
 
@@ -41,7 +41,7 @@ from harness.strict import merge
 
 RESULTS = Path(__file__).with_name("results")
 
-EVALUATIONS = 20
+EVALUATIONS = 10
 """Points of a curve."""
 
 RATE_STEPS = (1, 11)
