@@ -281,8 +281,8 @@ def teach(suite: str, words: Sequence[str]) -> None:
             raise UserError(f"the teacher could not be taught, exit code {code}")
 
 
-def main() -> None:
-    """The command."""
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """What a command asks for; `path=value` words may stand anywhere, also after an option that takes several."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("suite", choices=SUITES)
     parser.add_argument("--methods", nargs="+", default=DATA_FREE, metavar="METHOD[:VARIANT]")
@@ -292,7 +292,15 @@ def main() -> None:
     parser.add_argument("--rates", action="store_true", help="measure the methods' speeds on idle cores, and end")
     parser.add_argument("--tuned", action="store_true", help="with the settings in benchmarks/tuned.yaml")
     parser.add_argument("words", nargs="*", metavar="path=value")
-    given = parser.parse_intermixed_args()
+    words = [word for word in arguments if "=" in word and not word.startswith("-")]
+    given = parser.parse_args([word for word in arguments if word not in words])
+    given.words = words
+    return given
+
+
+def main() -> None:
+    """The command."""
+    given = parse(sys.argv[1:])
     seeds = SUITES[given.suite].seeds if given.seeds is None else given.seeds
     try:
         teach(given.suite, given.words)

@@ -135,6 +135,24 @@ def test_what_is_finished_is_not_run_again(tmp_path: Path, monkeypatch: pytest.M
             methods.compare("digits", [other], ("updates", 10))
 
 
+def test_tuned_settings_and_their_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variant that tuning made has its trials always; a published method only with what they found."""
+    (tmp_path / "tuned.yaml").write_text(
+        "ddad:swift: {trials: 60, values: {}}\ndfad: {trials: 60, values: {student.lr: 0.02, student.schedule: cosine}}\n"
+    )
+    monkeypatch.setattr(methods, "TUNED", tmp_path / "tuned.yaml")
+    published, tuned = (Run("digits", "dfad", 0, (), tuned) for tuned in (False, True))
+    assert (published.trials(), published.config(4).student.lr) == (0, 0.1)
+    assert (tuned.trials(), tuned.config(4).student.lr, tuned.config(4).student.schedule) == (60, 0.02, "cosine")
+    assert [Run("digits", "ddad:swift", 0, (), tuned).trials() for tuned in (False, True)] == [60, 60]
+    assert Run("digits", "ddad", 0, (), True).trials() == 0
+
+
+def test_words_may_follow_an_option_that_takes_several() -> None:
+    given = methods.parse(["digits", "--methods", "ddad", "dfad", "student.lr=0.2", "--seeds", "0", "1", "classes=10"])
+    assert (given.methods, given.seeds, given.words) == (["ddad", "dfad"], [0, 1], ["student.lr=0.2", "classes=10"])
+
+
 @pytest.mark.parametrize("suite", methods.SUITES)
 def test_every_suite_resolves(suite: str) -> None:
     for name in methods.DATA_FREE:
