@@ -137,9 +137,8 @@ def test_what_is_finished_is_not_run_again(tmp_path: Path, monkeypatch: pytest.M
 
 def test_tuned_settings_and_their_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A variant that tuning made has its trials always; a published method only with what they found."""
-    (tmp_path / "tuned.yaml").write_text(
-        "ddad:swift: {trials: 60, values: {}}\ndfad: {trials: 60, values: {student.lr: 0.02, student.schedule: cosine}}\n"
-    )
+    found = "dfad: {trials: 60, values: {student.lr: 0.02, student.schedule: cosine}}"
+    (tmp_path / "tuned.yaml").write_text(f"ddad:swift: {{trials: 60, values: {{}}}}\n{found}\n")
     monkeypatch.setattr(methods, "TUNED", tmp_path / "tuned.yaml")
     published, tuned = (Run("digits", "dfad", 0, (), tuned) for tuned in (False, True))
     assert (published.trials(), published.config(4).student.lr) == (0, 0.1)
