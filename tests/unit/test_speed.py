@@ -170,17 +170,34 @@ class NoReading(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize(
-    "over", [FULL, {"student": {"clip": 1.0, "attention": 1.0}, "micro_batches": 2}], ids=["full", "clip"]
-)
+OTHERS: dict[str, Overlay] = {
+    "full": FULL,
+    "clip": {"student": {"clip": 1.0, "attention": 1.0}, "micro_batches": 2},
+    "replay": {"replay": {"share": 0.5, "place": "device"}},
+    "cropped": {"replay": {"share": 0.5, "augment": True, "place": "device"}},
+    "averaged": {"student": {"average": 0.1}},
+    "zskt": {"method": "zskt", "student": {"attention": 1.0}},
+    "deepinversion": {"method": "deepinversion", "weights": {"target": 1.0}, "inversion": {"steps": 2}},
+    "cmi": {"method": "cmi", "weights": {"contrastive": 1.0}, "inversion": {"steps": 2, "views": "crop"}},
+    "fast": {"method": "fast", "inversion": {"steps": 2, "latent_lr": 0.1, "momentum": 0.9}},
+    "segmentation": {
+        "task": "segmentation", "adversarial_transform": "log1p", "input": {"size": 16},
+        "teacher": {"network": "unet8"}, "student": {"network": "unet4"}, "generator": {"network": "dcgan"},
+    },
+}  # fmt: skip
+"""What a turn can be beside the usual."""
+
+
+@pytest.mark.parametrize("over", OTHERS.values(), ids=OTHERS.keys())
 def test_a_turn_reads_nothing_back(over: Overlay) -> None:
     """On a GPU each number read waits for all that was asked of it; here the operations that read are refused."""
     built = build(over)
     built.health.verify = lambda: None  # type: ignore[method-assign]  # as on a GPU between two reports
-    with NoReading():
-        for turn in range(len(built.turns)):
-            for part in range(built.config.micro_batches):
-                built.play(0, turn, part)
+    for index in (0, 1):  # in the second there is a past to draw from
+        with NoReading():
+            for turn in range(len(built.turns)):
+                for part in range(built.config.micro_batches):
+                    built.play(index, turn, part)
     with pytest.raises(AssertionError, match="_local_scalar_dense"), NoReading():
         torch.arange(3)[torch.tensor(1)]
 
@@ -202,8 +219,11 @@ def test_a_gpus_switches_agree_with_its_defaults(switches: dict[str, bool], tole
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_turn_does_not_wait_for_the_gpu() -> None:
-    built = build()
+@pytest.mark.parametrize(
+    "over", [over for over in OTHERS.values() if "inversion" not in over]
+)  # a batch begins on the host
+def test_a_turn_does_not_wait_for_the_gpu(over: Overlay) -> None:
+    built = build(over)
     for turn in range(len(built.turns)):
         built.play(0, turn)
     torch.cuda.set_sync_debug_mode("error")
