@@ -12,11 +12,12 @@ import torch
 from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from harness import checkpoint, speed
+from harness import checkpoint, distill, speed
+from harness import config as config_module
 from harness.errors import UserError
 from harness.machine import Machine
 from harness.strict import Overlay, merge
-from tests.unit.test_turns import build, state
+from tests.unit.test_turns import SMALL, build, state
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The .grad attribute of a Tensor that is not a leaf",  # torch.compile looks at its inputs, and hides this
@@ -200,6 +201,29 @@ def test_a_turn_reads_nothing_back(over: Overlay) -> None:
                     built.play(index, turn, part)
     with pytest.raises(AssertionError, match="_local_scalar_dense"), NoReading():
         torch.arange(3)[torch.tensor(1)]
+
+
+class Reads(TorchDispatchMode):
+    """Counts the numbers that the host reads."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += "_local_scalar_dense" in str(func)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_report_reads_once(tmp_path: Path) -> None:
+    """Beside the latch after each turn, which is read on a CPU alone, and the report's values, all at once."""
+    over = {"recipe": "bare", "rounds": 6, "log_every": 2, "pictures": False, "tracking": {"uri": "none"}}
+    config = config_module.build(merge(SMALL, over))
+    reports = distill.rounds(config, tmp_path / "run")
+    assert next(reports).round == 2
+    with Reads() as reads:
+        assert next(reports).round == 4
+    reports.close()
+    num_turns = 2 * (config.student_steps + 1)
+    assert reads.count == num_turns + 1
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
