@@ -4,22 +4,27 @@
     python -m benchmarks.gpu --minutes 8.5 --only cifar10       # those whose name begins like this
     python -m benchmarks.gpu --list                             # which jobs there are, and what came of them
 
-First the rounds of benchmarks.step, at sizes that fill a card; then, suite by suite, every data-free method and `kd`
-where there are training images, for equal seconds of rounds: a method's speed is measured before, and gives the number
-of its rounds. Teachers are third-party checkpoints under $DDAD_DATA/weights, or are taught on the way.
+First the rounds of benchmarks.step, at sizes that fill a card, each variant beside the plain loop; then, by suite,
+every data-free method, and `kd` where there are training images, for equal seconds of rounds: a method's speed is
+measured before, and gives the number of its rounds. Teachers are third-party checkpoints under $DDAD_DATA/weights, or
+are taught on the way.
 
-It needs torch, torchvision, accelerate, timm, torchmetrics (with what these bring, safetensors and pyyaml among it) and
-scipy; no OmegaConf, MLflow, Ray, matplotlib or segmentation-models-pytorch. What has to be carried in:
+It needs torch, torchvision, accelerate, timm and torchmetrics, with what these bring (safetensors and pyyaml among it),
+and where something is compiled a C compiler; no SciPy, OmegaConf, MLflow, Ray, matplotlib or
+segmentation-models-pytorch. What has to be carried in:
 
     this repository
     weights/cifar10/akamaster, weights/cifar100/karanchahal     under $DDAD_DATA
     cifar-10-batches-py, cifar-100-python                       test batches are enough, but for `paper-` and `kd`
-    caltech101/101_ObjectCategories, CamVid, nyuv2              for the suites of these names
+    caltech101/101_ObjectCategories, CamVid                     for the suites of these names
+    nyuv2/image, nyuv2/seg13                                    likewise; not splits.mat, which takes SciPy to read
 
-Each can be carried alone: a job whose files are missing is left out, with the reason. Rows are added to
-benchmarks/results/gpu.jsonl, and copied into $OUT where that is set: with that file in its place the next slice, on
-this machine or a fresh one, does what is left. Run folders and taught teachers are under build/gpu: while the machine
-lasts, a run that a slice interrupted is taken up there; on a fresh one it begins anew.
+Each can be carried alone: a job whose files are missing is left out, with the reason, and is done once they are there.
+One that fails, by memory, a compiler or losses that are apart, is noted with its reason and not begun again; take its
+row out for another try. Rows are added to benchmarks/results/gpu.jsonl, and copied into $OUT where that is set: with
+that file in its place the next slice, on this machine or a fresh one, does what is left. Run folders and taught
+teachers are under build/gpu: while the machine lasts, a run that a slice interrupted is taken up there; on a fresh one
+it begins anew, and so does a teacher that is still needed (a row names its own by sha256).
 """
 
 from __future__ import annotations
@@ -35,14 +40,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import step
 from benchmarks.comparison import table
 from benchmarks.methods import DATA_FREE, RESULTS, add, machine, read
+from benchmarks.pace import rounds_in
 from harness import distill, log, profile, resolve
-from harness.config import Config
+from harness.config import Config, build
 from harness.data import data_root
-from harness.errors import Diverged, UserError
+from harness.errors import UserError
+from harness.networks import one_line
+from harness.record import class_names
 from harness.strict import Overlay, merge
 
 ROWS, WORK = RESULTS / "gpu.jsonl", Path("build") / "gpu"
@@ -50,8 +59,14 @@ ROWS, WORK = RESULTS / "gpu.jsonl", Path("build") / "gpu"
 EVALUATIONS = 10
 """Points of a curve."""
 
-CLOSING = 40.0
-"""Seconds that a run needs beside its rounds: building, evaluations, the end."""
+CLOSING = 60.0
+"""Seconds that a run needs beside its rounds: building, its method's speed, evaluations, the end."""
+
+STEP = 150.0
+"""Seconds that a variant's steps need, compiling among them."""
+
+WORKERS = min(8, os.cpu_count() or 1)
+"""Processes that read images, test images too: in this one they would take as long as the rounds."""
 
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
@@ -113,7 +128,7 @@ class Budget:
     seconds: float = 60.0
     """Of rounds, for every method."""
     rate_rounds: int = 20
-    """Rounds from which a method's speed is taken, after as many to warm up."""
+    """Rounds from which a method's speed is taken."""
     step_rounds: int = 20
     variants: tuple[str, ...] = tuple(step.VARIANTS)
     precision: str = "bf16"
@@ -133,7 +148,8 @@ class Job:
 def jobs(suites: Mapping[str, Suite], steps: Mapping[str, int], budget: Budget, seeds: Sequence[int]) -> Iterator[Job]:
     """All of them, the step comparison first, then seed by seed so that any part of it is a comparison."""
     for pair, batch in steps.items():
-        yield Job(f"step/{pair}", 120.0, _step(pair, batch, budget))
+        for variant in budget.variants:
+            yield Job(f"step/{pair}/{variant}", STEP, _step(pair, batch, variant, budget))
     for name, suite in suites.items():
         if suite.weights is None:
             yield Job(f"{name}/teach", 30.0, _teach(name, suite, budget))
@@ -154,7 +170,7 @@ def config(name: str, suite: Suite, method: str, seed: int, over: Overlay) -> Co
     quiet = {
         "method": name, "variant": variant or "paper", "seed": seed,
         "teacher": {"checkpoint": checkpoint}, "tracking": {"uri": "none"},
-        "pictures": False, "data": {"workers": min(8, os.cpu_count() or 1) if method in ("kd", "supervised") else 0},
+        "pictures": False, "data": {"workers": WORKERS},
     }  # fmt: skip
     return resolve.resolve(suite.recipe, None, merge(merge(suite.over, quiet), over))
 
@@ -171,9 +187,13 @@ def work_through(queue: Iterator[Job], deadline: float, only: str, rows: Path) -
         began = time.monotonic()
         try:
             found = job.work(deadline)
-        except (UserError, Diverged, AssertionError, torch.cuda.OutOfMemoryError) as error:
-            print(f"{job.name}: left out: {str(error).splitlines()[0]}", flush=True)
+        except UserError as error:
+            print(f"{job.name}: left out: {error}", flush=True)
             continue
+        except Exception as error:  # whatever a library says on a machine that it was never tried on: the next may do
+            reason = f"{type(error).__name__}: {one_line(error)}"
+            found = [{"failed": reason, "seconds": time.monotonic() - began}]
+            print(f"{job.name}: failed: {reason}", flush=True)
         for row in found:
             add(rows, {"job": job.name, **row, **machine()})
         if not found:
@@ -184,13 +204,29 @@ def work_through(queue: Iterator[Job], deadline: float, only: str, rows: Path) -
     return left
 
 
-def _step(pair: str, batch: int, budget: Budget) -> Callable[[float], list[dict[str, Any]]]:
+def _step(pair: str, batch: int, variant: str, budget: Budget) -> Callable[[float], list[dict[str, Any]]]:
     def work(deadline: float) -> list[dict[str, Any]]:
-        rows = step.measure(pair, batch, budget.variants, budget.step_rounds)
+        rows = step.measure(pair, batch, [variant], budget.step_rounds)
+        rows[-1] |= _share(pair, batch, variant, rows[-1]["seconds"])
         print(step.table(rows), flush=True)
         return rows
 
     return work
+
+
+def _share(pair: str, batch: int, variant: str, seconds: float) -> dict[str, float]:
+    """Operations of a round, the machine's peak in its precision, and the share of it that such rounds reach."""
+    switched = merge(step.VARIANTS[variant], {"speed": {"compile": None, "cuda_graphs": None, "tf32": None}})
+    settings = build(merge(merge(step.PAIRS[pair], {"batch_size": batch}), switched))
+    built = profile.machine(settings, print)
+    with FlopCounterMode(display=False) as counted:
+        profile.play(built, 0)
+    usual = step.products()
+    step.multiply(step.TF32)  # in which convolutions of fp32 numbers are
+    peak, _ = profile.peaks(built.runtime.device, built.runtime.dtype, settings.precision)
+    step.multiply(usual)
+    flop = counted.get_total_flops()
+    return {"flop": flop, "peak": peak, "share": flop / seconds / peak}
 
 
 def _teach(name: str, suite: Suite, budget: Budget) -> Callable[[float], list[dict[str, Any]]]:
@@ -208,7 +244,11 @@ def _teach(name: str, suite: Suite, budget: Budget) -> Callable[[float], list[di
 def _run(name: str, suite: Suite, method: str, seed: int, budget: Budget) -> Callable[[float], list[dict[str, Any]]]:
     def work(deadline: float) -> list[dict[str, Any]]:
         same = {"precision": budget.precision}
-        count = _rounds(config(name, suite, method, 0, same), WORK / f"{name}-{method}-rate", budget)
+        plain = config(name, suite, method, 0, same)
+        if not Path(str(plain.teacher.checkpoint)).exists() and not _teach(name, suite, budget)(deadline):
+            return []
+        class_names(plain)  # missing test images are told before anything is measured
+        count = rounds_in(plain, budget.seconds, WORK / f"{name}-{method}-rate.json", budget.rate_rounds)
         over = {
             **same, "rounds": count, "log_every": max(1, count // 50), "evaluate_every": max(1, count // EVALUATIONS),
             "checkpoint": {"every": max(1, count // 4), "keep": 1},
@@ -226,27 +266,14 @@ def _run(name: str, suite: Suite, method: str, seed: int, budget: Budget) -> Cal
         curve = [[row["seconds"], row["evaluation/agreement"]] for row in log.read(place / "metrics.jsonl")
                  if "evaluation/agreement" in row]  # fmt: skip
         return [{
-            "suite": name, "budget": f"seconds={budget.seconds:g}", "method": method, "variant": settings.variant,
-            "seed": seed, "trials": 0, "score": score, "agreement": result["agreement"], "seconds": last.seconds,
+            "suite": name, "budget": f"seconds={budget.seconds:g}", "method": settings.method,
+            "variant": settings.variant, "seed": seed, "trials": 0, "score": score, "agreement": result["agreement"],
             "memory": torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else None,
-            "curve": curve, "rounds": count, "precision": budget.precision, "teacher": result["teacher"],
+            "seconds": last.seconds, "curve": curve, "rounds": count, "precision": budget.precision,
+            "teacher": result["teacher"],
         }]  # fmt: skip
 
     return work
-
-
-def _rounds(settings: Config, note: Path, budget: Budget) -> int:
-    """The rounds that a method does in the budget's seconds, by a speed that is measured once."""
-    file = note.with_suffix(".rate")
-    if not file.exists():
-        built = profile.machine(settings, print)
-        for index in range(2 * budget.rate_rounds):
-            if index == budget.rate_rounds:
-                began = time.perf_counter()
-            profile.play(built, index)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(str(budget.rate_rounds / (time.perf_counter() - began)))
-    return max(1, round(budget.seconds * float(file.read_text())))
 
 
 def _until(deadline: float) -> Callable[[], str | None]:
@@ -255,10 +282,15 @@ def _until(deadline: float) -> Callable[[], str | None]:
 
 def report(rows: Path) -> str:
     """Tables of what was found: the step comparison, and each suite's methods."""
-    found = read(rows)
+    every = read(rows)
+    found = [row for row in every if "failed" not in row]
     names = dict.fromkeys(row["suite"] for row in found if "suite" in row)
     suites = [f"{name}\n{table([row for row in found if row.get('suite') == name])}" for name in names]
-    return "\n\n".join([step.table([row for row in found if row["job"].startswith("step/")]), *suites])
+    steps = [row for row in found if row["job"].startswith("step/")]
+    shares = [f"{row['pair']}, {row['variant']}: {row['flop'] / row['seconds'] / 1e12:.3g} TFLOP/s, {row['share']:.0%} "
+              f"of a large matrix product" for row in steps if "share" in row]  # fmt: skip
+    failed = [f"{row['job']} failed: {row['failed']}" for row in every if "failed" in row]
+    return "\n\n".join([step.table(steps), *("\n".join(lines) for lines in (shares, failed) if lines), *suites])
 
 
 def main() -> None:

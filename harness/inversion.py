@@ -75,6 +75,7 @@ class Inversion:
         self.size = config.batch_size // config.micro_batches
         self.rows = shard(self.size, runtime.rank, runtime.world_size)
         self.steps = num_steps(config)
+        self._black = runtime.send(images.black(config).to(runtime.dtype))
         self.generator = None if source == "pixels" else runtime.replica(building.generator(config))
         self.lasting = self._lasting()
         self.batch = Batch(self._drawn(0, 0, 0), self.generator, self._look)
@@ -123,7 +124,7 @@ class Inversion:
         """The class y [b] that each image is made for: in the global batch each as often as any other."""
         source = torch.Generator().manual_seed(mix(self.config.seed, "classes", round_index, turn_index))
         order = torch.randperm(self.config.batch_size, generator=source) % self.config.classes
-        return order[self._global(part)].to(self.runtime.device)
+        return self.runtime.send(order[self._global(part)])
 
     def _uniform(self, count: int, name: str, round_index: int, turn_index: int, part: int, step: int) -> Tensor:
         keys = (self.config.seed, name, round_index, turn_index, step)
@@ -134,7 +135,7 @@ class Inversion:
         return range(part * self.size + self.rows.start, part * self.size + self.rows.stop)
 
     def _here(self, drawn: Tensor) -> Tensor:
-        return drawn.to(self.runtime.device, self.runtime.dtype)
+        return self.runtime.send(drawn.to(self.runtime.dtype))
 
     def _look(self, x: Tensor, draws: Tensor) -> Tensor:
         """What the networks see of the images in a step."""
@@ -142,7 +143,7 @@ class Inversion:
         if self.config.inversion.views == "jitter":
             return views.jitter(x, draws, mirror)
         if self.config.inversion.views == "crop":
-            return views.crop(x, draws, mirror, images.black(self.config).to(x))
+            return views.crop(x, draws, mirror, self._black.to(x.dtype))
         return x
 
     def _lasting(self) -> nn.ModuleDict:
@@ -171,7 +172,7 @@ class Inversion:
             features = judge.features.new_zeros(2, self.size, bank.shape[2])
             features[:, self.rows.start : self.rows.stop] = judge.features
             features = self.runtime.reduce(features.flatten()).view(features.shape)
-            places = torch.arange(self.size)[-bank.shape[1] :]
+            places = torch.arange(self.size, device=bank.device)[-bank.shape[1] :]
             bank[:, (judge.earlier * self.size + places) % bank.shape[1]] = features[:, places]
         if past:
             sizes = [layer.sums.numel() for layer in judge.moments]

@@ -67,6 +67,8 @@ class Pool:
         drawn = torch.randint(available, (self.config.batch_size,), generator=source)
         columns = torch.tensor(self._columns[part])
         slots = drawn[torch.tensor(self._rows)[columns]]
+        if self.config.replay.place == "device":
+            slots, columns = self.runtime.send(slots), self.runtime.send(columns)
         found = {name: held[slots, columns].to(self.runtime.device) for name, held in self._held.items()}
         return _unpack(found, self.runtime.dtype), Answer(found["logits"])
 

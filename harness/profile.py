@@ -132,7 +132,7 @@ def measure(built: Machine) -> Profile:
     parts = [part for role in dict.fromkeys((name, learns) for name, learns, _ in counts) for part in
              _parts(built, *role, counts)]  # fmt: skip
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
-    flops, moved = _peaks(device, built.runtime.dtype, built.config.precision)
+    flops, moved = peaks(device, built.runtime.dtype, built.config.precision)
     return Profile(built.config, parts, turns, round_seconds, flops, moved, memory, name)
 
 
@@ -296,7 +296,7 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def _peaks(device: torch.device, dtype: torch.dtype, precision: str) -> tuple[float, float]:
+def peaks(device: torch.device, dtype: torch.dtype, precision: str) -> tuple[float, float]:
     """(operations, bytes) a second of a large matrix product in the run's precision, and of a large copy: the best."""
     side = MATRIX[device.type]
     kind = torch.bfloat16 if precision == "bf16" else dtype

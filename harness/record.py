@@ -139,7 +139,10 @@ def class_names(config: Config) -> list[str]:
     """The names of the classes, from the data set where there is one, else their numbers."""
     if config.data.name == "none":
         return [str(index) for index in range(config.classes)]
-    return list(tasks.load(config.task).dataset(config, "test").classes)
+    data = tasks.load(config.task).dataset(config, "test")
+    if len(data):
+        data[0]  # what is wrong with all of a user's images or labels shows now, not when the run is over
+    return list(data.classes)
 
 
 def latest(turns: Sequence[tuple[str, Terms]]) -> dict[str, float]:

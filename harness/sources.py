@@ -33,6 +33,7 @@ class Sources:
         fresh = [place for place, turn in enumerate(turns) if _is_stored(turn)]
         replays = any(turn.source == "pool" for turn in turns)
         self.pool = Pool(config, runtime, fresh) if replays else None
+        self._black = runtime.send(images.black(config).to(runtime.dtype))
 
     def latents(self, round_index: int, turn_index: int, part: int) -> Tensor:
         """This process's rows of z [b, Z] for a micro-batch; those of the turn it shares them with, where it does."""
@@ -94,8 +95,8 @@ class Sources:
     def _cropped(self, x: Tensor, round_index: int, turn_index: int, part: int) -> Tensor:
         """Images [b, C, H, W] under a crop and mirroring that each row's place chooses."""
         keys = (self.config.seed, "views", round_index, turn_index)
-        draws = uniform(self._rows(part), self.config.batch_size, 3, *keys).to(x)
-        return views.crop(x, draws, self.config.input.mirror, images.black(self.config).to(x))
+        draws = self.runtime.send(uniform(self._rows(part), self.config.batch_size, 3, *keys).to(x.dtype))
+        return views.crop(x, draws, self.config.input.mirror, self._black.to(x.dtype))
 
     def _invent(self, round_index: int, turn_index: int, part: int) -> Tensor:
         assert self.generator is not None

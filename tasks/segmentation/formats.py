@@ -115,8 +115,12 @@ class NyuMat:
 
 def read_mat(path: Path, name: str) -> np.ndarray[Any, np.dtype[np.int64]]:
     """The numbers of a variable, or of the first field of a structure, in a MATLAB 5 file; UserError without it."""
-    from scipy.io import loadmat
-
+    try:
+        from scipy.io import loadmat
+    except ModuleNotFoundError:
+        raise UserError(
+            f"{path} cannot be read without SciPy: install it; a set in folders of pictures can do without"
+        ) from None
     try:
         value = loadmat(path)[name]
         if value.dtype.names:

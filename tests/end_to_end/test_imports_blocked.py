@@ -10,14 +10,18 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from packaging.requirements import Requirement
+from PIL import Image
 
+from harness import networks, task
 from tests.helpers import ROOT, environment
+from tests.miniature import Nyu, camvid
 
 ALLOWED = ("torch", "torchvision", "accelerate", "timm", "torchmetrics")
 
 RUN = """
-import importlib.machinery, json, sys
+import importlib.machinery, importlib.metadata, json, sys
 sys.path[:] = [place for place in sys.path if "__editable__" not in place]
 blocked, hits = set(json.loads(sys.argv[1])), set()
 find = importlib.machinery.PathFinder.find_spec
@@ -29,6 +33,14 @@ def find_spec(name, path=None, target=None):
     return find(name, path, target)
 
 importlib.machinery.PathFinder.find_spec = find_spec
+from_name = importlib.metadata.Distribution.from_name
+
+def named(name):  # torchmetrics asks by this whether there is a matplotlib
+    if name in blocked:
+        raise importlib.metadata.PackageNotFoundError(name)
+    return from_name(name)
+
+importlib.metadata.Distribution.from_name = named
 """
 
 BODY = """
@@ -52,6 +64,40 @@ imported = {name.partition(".")[0] for name in sys.modules}
 assert not imported & blocked, imported & blocked
 print(json.dumps(sorted(hits)))
 """
+
+
+REHEARSAL = """
+import time
+from pathlib import Path
+from benchmarks import gpu, step
+from benchmarks.gpu import Budget, Suite
+from harness.strict import merge
+small = {
+    "batch_size": 4, "student_steps": 2, "generator": {"latent_size": 8, "width": 4}, "replay": {"memory": 64.0},
+    "teach": {"epochs": 1, "batch_size": 2},
+}
+plain = {**small, "teacher": {"network": "cnn8"}, "student": {"network": "cnn4"}}
+images = {**plain, "classes": 3, "input": {"size": 16}, "data": {"name": "image_folder", "root": "data/images"}}
+pixels = {"teacher": {"network": "unet8"}, "student": {"network": "unet4"}}
+dense = {**small, **pixels, "batch_size": 2, "input": {"size": 16}, "data": {"size": None}}
+suites = {
+    "images": Suite("cifar10-resnet20-resnet20", images, "mine.pth"),
+    "camvid": Suite("camvid-resnet18-mobilenetv2", dense),
+    "nyuv2": Suite("nyuv2-resnet18-mobilenetv2", dense),
+    "cifar10": Suite("cifar10-resnet20-resnet20", plain),
+}
+for name, networks in {"classes": plain, "pixels": {**dense, "classes": 3}}.items():
+    step.PAIRS[name] = merge(step.PAIRS["digits" if name == "classes" else "deeplabv3"], networks)
+budget = Budget(seconds=0.1, rate_rounds=1, step_rounds=1, variants=("eager", "bf16"), precision="fp32")
+gpu.DATA_FREE = json.loads(sys.argv[2])
+rows = Path("rows.jsonl")
+queue = gpu.jobs(suites, {"classes": 4, "pixels": 4}, budget, [0])
+assert gpu.work_through(queue, time.monotonic() + 600, "", rows) == []
+print(gpu.report(rows))
+imported = {name.partition(".")[0] for name in sys.modules}
+assert not imported & blocked, imported & blocked
+"""
+"""Every kind of job of benchmarks.gpu, in the least that is one; its own networks are too large for this."""
 
 
 def normal(name: str) -> str:
@@ -107,3 +153,36 @@ def test_the_block_works(tmp_path: Path, blocked: list[str]) -> None:
             cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert f"ModuleNotFoundError: No module named '{module.partition('.')[0]}'" in done.stderr
+
+
+def test_what_a_gpu_machine_does_needs_nothing_else(tmp_path: Path, blocked: list[str]) -> None:
+    """benchmarks.gpu: a third-party teacher, teachers taught there, steps; what is not there is left out and said."""
+    compared = ["ddad:swift", "zskt", "fast"]  # replay and average, turns that share a batch, batches by many steps
+    camvid(tmp_path / "data")
+    nyu = Nyu(tmp_path / "data")
+    nyu.folders(13, "image/{split}/{number:05}.png", "seg13/{split}/{number:05}.png", 255, 0)
+    for part in ("train", "test"):
+        for kind in range(3):
+            folder = tmp_path / "data" / "images" / part / str(kind)
+            folder.mkdir(parents=True)
+            for index in range(4):
+                Image.new("RGB", (16, 16), (100 * kind, 20 * index, 0)).save(folder / f"{index}.png")
+    (tmp_path / "data" / "weights").mkdir()
+    torch.save(
+        networks.build(task.load("classification"), "cnn8", 3, 3).state_dict(), tmp_path / "data/weights/mine.pth"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", RUN + REHEARSAL, json.dumps(blocked), json.dumps(compared)],
+        cwd=tmp_path, env=environment({"DDAD_DATA": "data"}), capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert not [row for row in rows if "failed" in row]
+    steps = {f"step/{pair}/{variant}" for pair in ("classes", "pixels") for variant in ("eager", "bf16")}
+    methods = [*compared, "kd"]
+    dense = [method for method in methods if method != "fast"]  # which makes an image for a class
+    runs = {f"{suite}/{method}/0" for suite in ("camvid", "nyuv2") for method in dense}
+    taught = {"camvid/teach", "nyuv2/teach"}
+    assert {row["job"] for row in rows} == steps | taught | runs | {f"images/{method}/0" for method in methods}
+    assert done.stdout.count("left out") == 2 + 1 + len(methods), done.stdout
+    assert "cifar10/teach: left out: data.name=cifar10: " in done.stdout

@@ -79,3 +79,13 @@ def test_distillation_on_real_data(place: Path, ddad: Ddad) -> None:
     result = json.loads(Path("run/result.json").read_text())
     assert result["data_free"] is False and result["agreement_on"] == "test"
     assert Path("run/samples/test.png").exists()
+
+
+def test_labels_of_another_size_are_refused_before_the_first_round(place: Path, ddad: Ddad) -> None:
+    for folder, size in (("images", (16, 16)), ("labels", (8, 16))):
+        Path(folder).mkdir()
+        Image.new("RGB" if folder == "images" else "L", size).save(f"{folder}/a.png")
+    words = ("teacher.network=unet8", "teacher.checkpoint=untrained", "student.network=unet4", "classes=3")
+    data = ("data.name=folders", "data.root=.", "input.size=16", "batch_size=2", "rounds=1", "tracking.uri=none")
+    line = ddad("distill", "segmentation", *words, *data, "--output", "run").complaint()
+    assert line == "labels/a.png is 8x16 pixels, its image a.png 16x16: no pair" and not Path("run").exists()

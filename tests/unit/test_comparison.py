@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scipy import stats
 
 from benchmarks import methods
-from benchmarks.comparison import by_method, draw, paired, spread, table, told
+from benchmarks.comparison import by_method, draw, paired, spread, student_t, table, told
 from benchmarks.methods import Run
 from harness.config import identity
 from harness.errors import UserError
@@ -29,6 +30,11 @@ def test_a_difference_is_of_pairs() -> None:
     assert found.mean == pytest.approx(-2)
     assert found.interval == pytest.approx((-2 - half, -2 + half), abs=1e-5)
     assert found.tie
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 9, 30])
+def test_students_t_is_scipys(freedom: int) -> None:
+    assert student_t(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-9)
 
 
 def test_a_tie_is_an_interval_that_holds_zero() -> None:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import gpu, step
+from benchmarks import gpu, pace, step
 from benchmarks.gpu import SUITES, Budget, Suite
 from benchmarks.methods import DATA_FREE, read
-from harness import building
-from harness.config import build, to_dict
+from harness import building, profile, resolve
+from harness.config import Config, build, to_dict
 from harness.errors import UserError
+from harness.inversion import num_steps
 from harness.strict import merge
 from tests.helpers import ROOT, environment
 
@@ -68,6 +71,7 @@ def test_slices_are_rehearsed_interrupted_and_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(gpu, "WORK", tmp_path / "work")
+    monkeypatch.setattr(gpu, "WORKERS", 0)
     monkeypatch.setattr(gpu, "DATA_FREE", ["ddad", "dafl"])
     monkeypatch.setitem(step.PAIRS, "tiny", merge(step.PAIRS["digits"], SMALL))
     monkeypatch.setenv("OUT", str(tmp_path))
@@ -79,7 +83,7 @@ def test_slices_are_rehearsed_interrupted_and_resumed(
         queue = gpu.jobs(suites, {"tiny": 8}, budget, [0])
         return gpu.work_through(queue, time.monotonic() + seconds, "", rows)
 
-    everything = ["step/tiny", "tiny/teach", "tiny/ddad/0", "tiny/dafl/0", "tiny/kd/0"]
+    everything = ["step/tiny/eager", "tiny/teach", "tiny/ddad/0", "tiny/dafl/0", "tiny/kd/0"]
     assert slice_of(0)[:5] == everything, "nothing is begun that does not fit"
     with monkeypatch.context() as interrupted:
         interrupted.setattr(gpu, "_until", lambda deadline: lambda: "the slice is over")
@@ -90,9 +94,15 @@ def test_slices_are_rehearsed_interrupted_and_resumed(
     assert (tmp_path / "gpu.jsonl").read_text() == rows.read_text()
     num_rows = len(found)
     assert slice_of(300) == [] and len(read(rows)) == num_rows, "what is done is not done again"
-    assert "absent/ddad/0: left out" in capsys.readouterr().out
+    kept = [line for line in rows.read_text().splitlines() if '"tiny/dafl/0"' not in line]
+    shutil.rmtree(tmp_path / "work")
+    rows.write_text("\n".join(kept) + "\n")
+    assert slice_of(300) == [] and len(read(rows)) == num_rows, "a fresh machine teaches the teacher anew"
+    rows.write_text("\n".join([*kept, '{"job": "tiny/dafl/0", "failed": "so"}']) + "\n")
+    assert slice_of(300) == [] and "tiny/dafl/0 failed: so" in gpu.report(rows), "what failed is not begun again"
     told = gpu.report(rows)
-    assert "| tiny | 8 | eager |" in told and "dafl" in told
+    assert "absent/ddad/0: left out" in capsys.readouterr().out
+    assert "| tiny | 8 | eager |" in told and "of a large matrix product" in told and "| dafl |" not in told
 
 
 def test_it_imports_no_more_than_a_gpu_machine_has() -> None:
@@ -102,3 +112,44 @@ def test_it_imports_no_more_than_a_gpu_machine_has() -> None:
         [sys.executable, "-c", program], env=environment(), capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_a_job_that_fails_is_noted_and_the_next_is_begun(tmp_path: Path) -> None:
+    def broken(deadline: float) -> list[dict[str, Any]]:
+        raise RuntimeError("no compiler\nhere")
+
+    rows, done = tmp_path / "gpu.jsonl", [{"seconds": 1.0}]
+    queue = [gpu.Job("a", 0.0, broken), gpu.Job("b", 0.0, lambda deadline: done)]
+    assert gpu.work_through(iter(queue), time.monotonic() + 60, "", rows) == []
+    assert [(row["job"], row.get("failed")) for row in read(rows)] == [
+        ("a", "RuntimeError: no compiler here"),
+        ("b", None),
+    ]
+
+
+def test_the_share_of_the_peak_is_of_counted_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profile, "MATRIX", {"cpu": 64})
+    monkeypatch.setattr(profile, "COPY_MIB", {"cpu": 1})
+    monkeypatch.setitem(step.PAIRS, "tiny", merge(step.PAIRS["digits"], SMALL))
+    found = gpu._share("tiny", 8, "eager", 0.5)
+    counted = profile.measure(profile.machine(build(merge(step.PAIRS["tiny"], {"batch_size": 8})), print)).flop
+    assert found["flop"] == counted > 0
+    assert found["share"] == pytest.approx(counted / 0.5 / found["peak"])
+
+
+@pytest.mark.parametrize("method", ["ddad", "deepinversion"])
+def test_rounds_fill_the_seconds_at_the_methods_own_speed(
+    method: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A step takes 0.1 s, the rest of a round 2 s; of R rounds each has 2000 R / 220 steps: R (2 + 0.909 R) <= 60."""
+    settings = resolve.resolve("digits", None, {"method": method})
+    asked: list[int] = []
+
+    def speed(settings: Config, rate_rounds: int) -> float:
+        asked.append(num_steps(settings))
+        return 2.0 + 0.1 * num_steps(settings) if method == "deepinversion" else 2.0
+
+    monkeypatch.setattr(pace, "seconds_a_round", speed)
+    for _ in range(2):
+        assert pace.rounds_in(settings, 60.0, tmp_path / "note.json", 5) == (7 if method == "deepinversion" else 30)
+    assert asked == ([1, 11] if method == "deepinversion" else asked[:1]), "it is measured once"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,15 @@ def test_nyuv2_says_what_is_missing(tmp_path: Path) -> None:
     assert len(task.dataset(config("nyuv2_40", tmp_path), "test")) == 1, "40 classes need no mapping to 13"
     (nyu.place / "classMapping40.mat").write_bytes(b"no mapping")
     assert "is not the official file with mapClass in it" in refusal("nyuv2_40", tmp_path)
+
+
+def test_matlab_files_are_refused_without_scipy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nyu = Nyu(tmp_path)
+    nyu.folders(13, TOOLKIT[0], "seg13/{split}/{number:05}.png", 255, 0)
+    monkeypatch.setitem(sys.modules, "scipy.io", None)
+    assert len(task.dataset(config("nyuv2", tmp_path), "test")) == 1
+    (nyu.place / "splits.mat").touch()
+    assert "splits.mat cannot be read without SciPy: install it" in refusal("nyuv2", tmp_path)
 
 
 def test_nyuv2_folders_hold_the_official_split(tmp_path: Path) -> None:

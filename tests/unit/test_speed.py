@@ -12,11 +12,12 @@ import torch
 from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from harness import checkpoint, speed
+from harness import checkpoint, distill, speed
+from harness import config as config_module
 from harness.errors import UserError
 from harness.machine import Machine
 from harness.strict import Overlay, merge
-from tests.unit.test_turns import build, state
+from tests.unit.test_turns import SMALL, build, state
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The .grad attribute of a Tensor that is not a leaf",  # torch.compile looks at its inputs, and hides this
@@ -170,19 +171,59 @@ class NoReading(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize(
-    "over", [FULL, {"student": {"clip": 1.0, "attention": 1.0}, "micro_batches": 2}], ids=["full", "clip"]
-)
+OTHERS: dict[str, Overlay] = {
+    "full": FULL,
+    "clip": {"student": {"clip": 1.0, "attention": 1.0}, "micro_batches": 2},
+    "replay": {"replay": {"share": 0.5, "place": "device"}},
+    "cropped": {"replay": {"share": 0.5, "augment": True, "place": "device"}},
+    "averaged": {"student": {"average": 0.1}},
+    "zskt": {"method": "zskt", "student": {"attention": 1.0}},
+    "deepinversion": {"method": "deepinversion", "weights": {"target": 1.0}, "inversion": {"steps": 2}},
+    "cmi": {"method": "cmi", "weights": {"contrastive": 1.0}, "inversion": {"steps": 2, "views": "crop"}},
+    "fast": {"method": "fast", "inversion": {"steps": 2, "latent_lr": 0.1, "momentum": 0.9}},
+    "segmentation": {
+        "task": "segmentation", "adversarial_transform": "log1p", "input": {"size": 16},
+        "teacher": {"network": "unet8"}, "student": {"network": "unet4"}, "generator": {"network": "dcgan"},
+    },
+}  # fmt: skip
+"""What a turn can be beside the usual."""
+
+
+@pytest.mark.parametrize("over", OTHERS.values(), ids=OTHERS.keys())
 def test_a_turn_reads_nothing_back(over: Overlay) -> None:
     """On a GPU each number read waits for all that was asked of it; here the operations that read are refused."""
     built = build(over)
     built.health.verify = lambda: None  # type: ignore[method-assign]  # as on a GPU between two reports
-    with NoReading():
-        for turn in range(len(built.turns)):
-            for part in range(built.config.micro_batches):
-                built.play(0, turn, part)
+    for index in (0, 1):  # in the second there is a past to draw from
+        with NoReading():
+            for turn in range(len(built.turns)):
+                for part in range(built.config.micro_batches):
+                    built.play(index, turn, part)
     with pytest.raises(AssertionError, match="_local_scalar_dense"), NoReading():
         torch.arange(3)[torch.tensor(1)]
+
+
+class Reads(TorchDispatchMode):
+    """Counts the numbers that the host reads."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += "_local_scalar_dense" in str(func)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_report_reads_once(tmp_path: Path) -> None:
+    """Beside the latch after each turn, which is read on a CPU alone, and the report's values, all at once."""
+    over = {"recipe": "bare", "rounds": 6, "log_every": 2, "pictures": False, "tracking": {"uri": "none"}}
+    config = config_module.build(merge(SMALL, over))
+    reports = distill.rounds(config, tmp_path / "run")
+    assert next(reports).round == 2
+    with Reads() as reads:
+        assert next(reports).round == 4
+    reports.close()
+    num_turns = 2 * (config.student_steps + 1)
+    assert reads.count == num_turns + 1
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -202,8 +243,11 @@ def test_a_gpus_switches_agree_with_its_defaults(switches: dict[str, bool], tole
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_turn_does_not_wait_for_the_gpu() -> None:
-    built = build()
+@pytest.mark.parametrize(
+    "over", [over for over in OTHERS.values() if "inversion" not in over]
+)  # a batch begins on the host
+def test_a_turn_does_not_wait_for_the_gpu(over: Overlay) -> None:
+    built = build(over)
     for turn in range(len(built.turns)):
         built.play(0, turn)
     torch.cuda.set_sync_debug_mode("error")
