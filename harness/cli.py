@@ -54,7 +54,7 @@ def distill(
 
     with _Signals() as signals:
         last = _follow(rounds(resolved, output, signals.reason, _say))
-    _conclude(last, signals)
+    _conclude(last)
 
 
 @app.command()
@@ -88,7 +88,7 @@ def teach(words: Words = None, config: ConfigFile = None, output: Output = None)
     if last is None:
         _tell(f"{resolved.teacher.checkpoint} is there already: delete it to teach it again")
         return
-    _conclude(last, signals)
+    _conclude(last)
     _tell(f"the teacher is {resolved.teacher.checkpoint}")
 
 
@@ -336,15 +336,16 @@ def _rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def _conclude(report: Report | None, signals: _Signals) -> None:
-    """The last words of a run, and its exit code where a signal ended it."""
+def _conclude(report: Report | None) -> None:
+    """The last words of a run, and its exit code where a signal ended it, to this process or to another one of it."""
     assert report is not None
     if report.stopped:
         _tell(
             f"stopped after round {report.round} of {report.rounds} ({report.stopped}): "
             "the same command goes on from there"
         )
-        raise typer.Exit(128 + signals.received if signals.received else 0)
+        names = signal.Signals.__members__
+        raise typer.Exit(128 + names[report.stopped] if report.stopped in names else 0)
     if _rank() > 0:
         return
     from harness.progress import conclusion

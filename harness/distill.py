@@ -188,7 +188,7 @@ def _train(
             elapsed = time.monotonic() - began
             late = config.max_minutes is not None and elapsed > 60 * config.max_minutes
             wish = stop() or (f"max_minutes={config.max_minutes:g} is over" if late and not last else None)
-            stopped = (wish or "another process was asked to") if machine.runtime.stopping(bool(wish)) else None
+            stopped = machine.runtime.stopping(wish)
             values = _due(machine, done, terms, judge)
             seconds, speed = state["seconds"] + elapsed, (done - start) / elapsed
             report = Report(done, config.rounds, seconds, speed, values, record.path)

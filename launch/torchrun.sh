@@ -20,6 +20,8 @@ NODES=${NODES:-1}
 MIN_NODES=${MIN_NODES:-$NODES}
 RESTARTS=${RESTARTS:-3}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TORCH_CPP_LOG_LEVEL=${TORCH_CPP_LOG_LEVEL:-ERROR}
+# A store for each start: in the one that torchrun keeps for all of them, processes find the addresses of those before.
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 # Seconds between SIGTERM and SIGKILL: for the round to end and the checkpoint to be written.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-100}
 

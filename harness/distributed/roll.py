@@ -20,7 +20,9 @@ class Roll:
     def __init__(self, rank: int, world_size: int) -> None:
         self.rank, self.world_size = rank, world_size
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        # Hosts may count restarts differently, so the count is a mark only in a store that outlives a start.
+        kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if kept else "0"
         store = TCPStore(address, port, is_master=False, timeout=timedelta(seconds=10))
         self._store = PrefixStore(f"ddad/{attempt}", store)
         self.round = 0

@@ -49,7 +49,8 @@ class Runtime:
             )
         speed.prepare(config, self.device, self.world_size)
         self.dtype = torch.float64 if config.precision == "fp64" else torch.float32
-        self._leaving, self._flag, self._asked = False, torch.zeros(()), 0
+        self._wish: str | None = None
+        self._flag, self._asked = torch.zeros(()), 0
 
     @property
     def device(self) -> torch.device:
@@ -147,20 +148,20 @@ class Runtime:
         """Sums [N] over all processes, differentiably; with them goes whether any process wants to stop."""
         if self.world_size == 1:
             return sums
-        flag = sums.new_full((1,), float(self._leaving))
+        flag = sums.new_full((1,), float(self._wish is not None))
         summed = loss_sum(torch.cat([sums, flag]))
         self._flag = summed[-1].detach()
         return summed[:-1]
 
-    def stopping(self, wish: bool) -> bool:
-        """After a round: whether all processes stop here. A wish of one of several counts from the next round on."""
+    def stopping(self, wish: str | None) -> str | None:
+        """After a round: why all processes stop here, or None. Of several, one's wish counts from the next round on."""
         if self.world_size == 1:
             return wish
-        self._leaving = wish
+        told, self._wish = self._wish, wish
         self._asked += 1
         if self._flag.is_cuda and self._asked % ROUNDS_BETWEEN_LOOKS:
-            return False  # reading it waits for the device
-        return bool(self._flag)
+            return None  # reading it waits for the device
+        return next(filter(None, self.gather(told))) if self._flag else None
 
     def gather(self, value: Value) -> list[Value]:
         """What every process hands in, in the order of their ranks."""

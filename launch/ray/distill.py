@@ -34,7 +34,9 @@ def meeting_point() -> str:
 def torchrun(words: list[str], folder: Path, threads: str, node: int) -> int:
     """Runs torchrun with the arguments and returns its exit code."""
     # Ray sets the threads of each process to the CPUs of all of them together.
-    variables = {**os.environ, "OMP_NUM_THREADS": threads, "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    # And a store for each start: see launch/torchrun.sh.
+    own = {"OMP_NUM_THREADS": threads, "TORCH_CPP_LOG_LEVEL": "ERROR", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    variables = {**os.environ, **own}
     program = [sys.executable, "-m", "torch.distributed.run", "--local-addr", ray.util.get_node_ip_address(),
                "--rdzv-conf", f"is_host={int(node == 0)}", *words]  # fmt: skip
     return subprocess.run(program, cwd=folder, env=variables, check=False).returncode

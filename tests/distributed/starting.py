@@ -88,6 +88,9 @@ def distance(one: Path, other: Path) -> float:
 
 def workers(launcher: int) -> dict[int, psutil.Process]:
     """The processes of a run by rank, below the process that launched them."""
-    found = psutil.Process(launcher).children(recursive=True)
-    ranks = [(process.environ().get("RANK"), process) for process in found]
-    return {int(rank): process for rank, process in ranks if rank is not None}
+    found: dict[int, psutil.Process] = {}
+    for process in psutil.Process(launcher).children(recursive=True):
+        with suppress(psutil.Error):  # what a process starts in passing may be gone again
+            if rank := process.environ().get("RANK"):
+                found.setdefault(int(rank), process)
+    return found

@@ -5,6 +5,7 @@ What they share is the file system, as machines of a cluster do; their sockets m
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -87,6 +88,8 @@ def run_on(hosts: Sequence[Host], commands: Sequence[Sequence[object]], cwd: Pat
 
 def assert_same(folder: Path, one_host: Path) -> None:
     assert result(folder)["world_size"] == 2
+    (first, *_) = (folder / "metrics.jsonl").read_text().splitlines()
+    assert all(json.loads(first)[f"system/node{k}/memory_gib"] > 0 for k in range(2)), "both hosts are logged"
     assert (folder / "student.safetensors").read_bytes() == (one_host / "student.safetensors").read_bytes()
 
 
