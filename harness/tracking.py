@@ -403,7 +403,7 @@ def _impatient() -> Iterator[None]:
         yield
     finally:
         for name in added:
-            del os.environ[name]
+            os.environ.pop(name, None)  # another thread, in here too, may have been first
 
 
 def _experiment_id(client: MlflowClient, name: str, uri: str) -> str:

@@ -159,8 +159,8 @@ def check(plan: Plan) -> Config:
             raise UserError(f"--{name.replace('_', '-')} {value:g}: expected a number above 0")
     if plan.probe:
         probe.check(plan.probe, config)
-    if plan.gpus < 0:
-        raise UserError(f"--gpus {plan.gpus:g}: expected at least 0")
+    if not (0 <= plan.gpus < 1 or (plan.gpus.is_integer() and plan.gpus > 0)):
+        raise UserError(f"--gpus {plan.gpus:g}: expected a share of one GPU, such as 0.5, or a whole number")
     if plan.workers > 1 and plan.gpus % 1:
         raise UserError(f"--gpus {plan.gpus:g}: each of {plan.workers} processes of a trial needs a GPU of its own")
     if plan.scheduler == "pbt":

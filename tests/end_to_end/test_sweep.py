@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 import warnings
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
@@ -56,15 +57,19 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1", *words],
             env=environment(quiet), cwd=place, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
+    uri = f"http://127.0.0.1:{port}"
     try:
         end = time.monotonic() + 300
-        while True:
-            with socket.socket() as ask:
-                if ask.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            assert process.poll() is None and time.monotonic() < end, (place / "log").read_text()
-            time.sleep(0.05)
-        yield f"http://127.0.0.1:{port}"
+        while True:  # until it answers from its store, which takes seconds more than to listen
+            try:
+                urllib.request.urlopen(f"{uri}/api/2.0/mlflow/experiments/search?max_results=1", timeout=60).close()
+                break
+            except OSError:
+                assert process.poll() is None and time.monotonic() < end, (place / "log").read_text()
+                time.sleep(0.05)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "120")  # others may use the machine
+            yield uri
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 import os
@@ -9,9 +10,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -315,6 +318,36 @@ def test_check_says_what_will_happen(database: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert "does not work here" in tracking.check(f"sqlite:///{tmp_path}/file/mlflow.db")
     assert "(no answer)" in tracking.check("http://127.0.0.1:1")
+
+
+class Guarded(BaseHTTPRequestHandler):
+    """A server without a single experiment, which tells so to who brings name and password."""
+
+    def answer(self) -> None:
+        welcome = self.headers.get("Authorization") == "Basic " + base64.b64encode(b"me:secret").decode()
+        content = b"{}" if welcome else b"who are you?"
+        self.send_response(200 if welcome else 401)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_GET = do_POST = answer
+
+    def log_message(self, *words: object) -> None:
+        """Nothing."""
+
+
+def test_a_remote_servers_credentials_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Guarded) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        uri = f"http://127.0.0.1:{server.server_port}"
+        with pytest.raises(UserError, match=r"cannot be used \(.*401"):
+            tracking.require(uri)
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "secret")
+        tracking.require(uri)
+        assert tracking.check(uri).endswith("works (0 experiments)")
+        server.shutdown()
 
 
 def test_ui_refuses_what_it_cannot_show(database: Path, tmp_path: Path) -> None:

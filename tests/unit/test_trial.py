@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -247,7 +248,9 @@ def refusals() -> Iterator[tuple[dict[str, Any], str]]:
     yield {"overrides": {**OVER, "weights": {"one_hot": 1}}}, "weights.one_hot is both given and searched"
     yield {"trials": 0}, "--trials 0: expected a number above 0"
     yield {"cpus": 0.0}, "--cpus 0: expected a number above 0"
-    yield {"gpus": -1.0}, "--gpus -1: expected at least 0"
+    yield {"gpus": -1.0}, "--gpus -1: expected a share of one GPU"
+    yield {"gpus": 1.5}, "--gpus 1.5: expected a share of one GPU, such as 0.5, or a whole number"
+    yield {"gpus": math.nan}, "--gpus nan: expected a share"
     two = {**OVER, "distributed": {"world_size": 2}}
     yield {"gpus": 0.5, "overrides": two}, "--gpus 0.5: each of 2 processes of a trial needs a GPU of its own"
     yield {"searcher": "grid", "trials": 5}, "--trials 5: the grid of this space has 81 points; leave --trials out"
