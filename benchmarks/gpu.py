@@ -30,6 +30,7 @@ it begins anew, and so does a teacher that is still needed (a row names its own 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import sys
@@ -42,10 +43,9 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import step
+from benchmarks import pace, step
 from benchmarks.comparison import table
 from benchmarks.methods import DATA_FREE, RESULTS, add, machine, read
-from benchmarks.pace import rounds_in
 from harness import distill, log, profile, resolve
 from harness.config import Config, build
 from harness.data import data_root
@@ -248,7 +248,12 @@ def _run(name: str, suite: Suite, method: str, seed: int, budget: Budget) -> Cal
         if not Path(str(plain.teacher.checkpoint)).exists() and not _teach(name, suite, budget)(deadline):
             return []
         class_names(plain)  # missing test images are told before anything is measured
-        count = rounds_in(plain, budget.seconds, WORK / f"{name}-{method}-rate.json", budget.rate_rounds)
+        note = WORK / f"{name}-{method}-rate.json"
+        if not note.exists():
+            speeds = json.dumps(pace.speeds(plain, budget.rate_rounds))
+            note.parent.mkdir(parents=True, exist_ok=True)
+            note.write_text(speeds)
+        count = pace.rounds_in(plain, json.loads(note.read_text()), budget.seconds)
         over = {
             **same, "rounds": count, "log_every": max(1, count // 50), "evaluate_every": max(1, count // EVALUATIONS),
             "checkpoint": {"every": max(1, count // 4), "keep": 1},

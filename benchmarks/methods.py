@@ -15,7 +15,6 @@ run.
 from __future__ import annotations
 
 import argparse
-import bisect
 import json
 import os
 import platform
@@ -31,12 +30,11 @@ import psutil
 import torch
 import yaml
 
-from benchmarks import samples
+from benchmarks import pace, samples
 from benchmarks.comparison import draw, table
 from harness import folder, log, methods, resolve
 from harness.config import Config, identity
 from harness.errors import UserError
-from harness.inversion import inverts, num_steps
 from harness.strict import merge
 
 RESULTS = Path(__file__).with_name("results")
@@ -44,8 +42,8 @@ RESULTS = Path(__file__).with_name("results")
 EVALUATIONS = 10
 """Points of a curve."""
 
-RATE_STEPS = (1, 11)
-"""Image steps a batch of two runs, from which the seconds of a step and of the rest of a round follow."""
+RATE_ROUNDS = 60
+"""Rounds from which a method's speed is taken, where so many do not take too long."""
 
 TUNED = Path(__file__).with_name("tuned.yaml")
 
@@ -63,8 +61,6 @@ class Suite:
     """Student updates of every method."""
     words: tuple[str, ...] = ()
     """`path=value` over the recipe, for every method."""
-    rate_updates: int = 600
-    """Student updates from which a method's speed is taken."""
 
 
 _FASHION = (
@@ -74,8 +70,8 @@ _FASHION = (
 
 SUITES: dict[str, Suite] = {
     "digits": Suite("digits", (0, 1, 2, 3, 4), 1_200),
-    "fashion": Suite("classification", (0, 1, 2), 2_000, _FASHION, rate_updates=50),
-    "cifar10": Suite("cifar10-resnet20-resnet20", (0,), 2_000, rate_updates=50),
+    "fashion": Suite("classification", (0, 1, 2), 2_000, _FASHION),
+    "cifar10": Suite("cifar10-resnet20-resnet20", (0,), 2_000),
     "cifar10-gpu": Suite("cifar10-resnet34-resnet18", (0, 1, 2), 125_000),
 }
 
@@ -121,16 +117,8 @@ class Run:
 
     def steps(self) -> int:
         """Student updates of a round."""
-        return sum(turn.kind == "student" for turn in _turns(self.config(1)))
-
-    def image_steps(self, rounds: int) -> int:
-        """Image steps of a round, where there are so many rounds; 0 of a method that makes no batch by many steps."""
-        config = self.config(rounds)
-        return num_steps(config) if inverts(_turns(config)) else 0
-
-
-def _turns(config: Config) -> list[methods.Turn]:
-    return methods.METHODS[config.method].turns(config)
+        config = self.config(1)
+        return sum(turn.kind == "student" for turn in methods.METHODS[config.method].turns(config))
 
 
 def place(run: Run, config: Config) -> Path:
@@ -158,7 +146,7 @@ def execute(run: Run, rounds: int, evaluate_every: int) -> dict[str, Any]:
         "suite": run.suite, "method": config.method, "variant": config.variant, "seed": run.seed,
         "words": list(run.words), "tuned": run.tuned, "trials": run.trials(), "rounds": rounds,
         "student_updates": result["student_updates"], "score": score, "agreement": result["agreement"],
-        "teacher": result["teacher"], "image_steps": run.image_steps(rounds), "wall_seconds": result["wall_seconds"],
+        "teacher": result["teacher"], "wall_seconds": result["wall_seconds"],
         "memory": None if finished else round(usage.ru_maxrss / 1024, 1),
         "rounds_per_second": result["rounds_per_second"], "curve": curve, "identity": identity(config), **machine(),
     }  # fmt: skip
@@ -174,30 +162,16 @@ def machine() -> dict[str, Any]:
     }  # fmt: skip
 
 
-MAX_ROUNDS = 10_000_000
-"""More than any budget is worth."""
-
 Budget = tuple[Literal["updates", "seconds"], float]
 """Student updates, or seconds, that every method gets."""
 
 
-def pace(run: Run, rows: Sequence[dict[str, Any]]) -> Callable[[int], float] | None:
-    """The seconds that a run of so many rounds takes, from its method's speeds; None where they are not known.
-
-    A round of few rounds has fewer image steps: its seconds are those of its other turns, and so many of a step.
-    """
+def known(run: Run, rows: Sequence[dict[str, Any]]) -> list[float] | None:
+    """The speeds that --rates measured for a run's method; tuned or not, its steps are the same."""
     name, _, variant = run.method.partition(":")
     wanted = ("rate", run.suite, name, variant or "paper", list(run.words))
     keys = ("budget", "suite", "method", "variant", "words")
-    found = [row for row in rows if tuple(row[key] for key in keys) == wanted]  # tuned or not: steps are the same
-    measured = {row["image_steps"]: 1 / row["rounds_per_second"] for row in found}
-    if not run.image_steps(1):
-        return (lambda rounds: rounds * measured[0]) if 0 in measured else None
-    few, many = RATE_STEPS
-    if not {few, many} <= measured.keys():
-        return None
-    step = (measured[many] - measured[few]) / (many - few)
-    return lambda rounds: rounds * (measured[few] + (run.image_steps(rounds) - few) * step)
+    return next((row["speeds"] for row in rows if tuple(row[key] for key in keys) == wanted), None)
 
 
 def rounds_of(run: Run, budget: Budget, rows: Sequence[dict[str, Any]]) -> int:
@@ -205,10 +179,10 @@ def rounds_of(run: Run, budget: Budget, rows: Sequence[dict[str, Any]]) -> int:
     kind, amount = budget
     if kind == "updates":
         return max(1, int(amount) // run.steps())
-    seconds = pace(run, rows)
-    if seconds is None:
+    speeds = known(run, rows)
+    if speeds is None:
         raise UserError(f"the speed of {run.method} on {run.suite} is not known: run with --rates first, on idle cores")
-    return max(1, bisect.bisect_right(range(1, MAX_ROUNDS), amount, key=seconds))
+    return pace.rounds_in(run.config(1), speeds, amount)
 
 
 def compare(suite: str, runs: Sequence[Run], budget: Budget) -> str:
@@ -223,7 +197,8 @@ def compare(suite: str, runs: Sequence[Run], budget: Budget) -> str:
         if row is None:
             row = {"budget": label, **execute(run, rounds, max(1, rounds // EVALUATIONS))}
             add(file, row)
-        row = timed(row, pace(run, rows))
+        speeds = known(run, rows)
+        row = timed(row, pace.needed(run.config(1), speeds) if speeds else None)
         print(f"{run.method}, seed {run.seed}: {row['score']:.2%} in {row['seconds']:.0f} s", flush=True)
         found.append(row)
     title = f"{suite}, {amount:g} {kind} for each method"
@@ -246,17 +221,15 @@ def measure_rates(suite: str, names: Sequence[str], words: Sequence[str]) -> Non
     file = RESULTS / f"{suite}.jsonl"
     for name in names:
         run = Run(suite, name, 0, tuple(words))
-        if pace(run, read(file)):
+        if known(run, read(file)):
             continue
-        rounds = max(2, SUITES[suite].rate_updates // run.steps())
-        for steps in RATE_STEPS if run.image_steps(1) else (0,):
-            if not torch.cuda.is_available() and (busy := psutil.cpu_percent(interval=2)) > IDLE:
-                raise UserError(f"the machine is not idle ({busy:.0f} % of its cores are used): wait and give it again")
-            # With inversion.rounds=1 a batch has its whole steps, however few rounds there are.
-            exact = (*words, f"inversion.steps={steps}", "inversion.rounds=1") if steps else tuple(words)
-            row = execute(Run(suite, name, 0, exact), rounds, 0)
-            add(file, {"budget": "rate", **row, "words": list(words)})
-            print(f"{name}: {row['rounds_per_second']:.3g} rounds a second, {steps} image steps each", flush=True)
+        if not torch.cuda.is_available() and (busy := psutil.cpu_percent(interval=2)) > IDLE:
+            raise UserError(f"the machine is not idle ({busy:.0f} % of its cores are used): wait and give it again")
+        config = run.config(1)
+        speeds = pace.speeds(config, RATE_ROUNDS)
+        add(file, {"budget": "rate", "suite": suite, "method": config.method, "variant": config.variant,
+                   "words": list(words), "speeds": speeds, "identity": identity(config), **machine()})  # fmt: skip
+        print(f"{name}: {' and '.join(f'{seconds:.3g}' for seconds in speeds)} s a round", flush=True)
 
 
 def read(file: Path) -> list[dict[str, Any]]:

@@ -1,44 +1,50 @@
-"""How many rounds a method does in so many seconds, by a speed that is measured in this process."""
+"""How many rounds a method does in so many seconds, by a speed that is measured in this process.
+
+A batch that is made by many image steps has fewer of them in a run of few rounds, so a step and the rest of a round are
+told apart.
+"""
 
 from __future__ import annotations
 
 import bisect
 import dataclasses
-import json
 import time
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
-from benchmarks.methods import MAX_ROUNDS, RATE_STEPS
 from harness import methods, profile
 from harness.config import Config
 from harness.inversion import inverts, num_steps
 
+STEPS = (1, 11)
+"""Image steps a batch of the two runs by which a step and the rest of a round are told apart."""
+
 ENOUGH = 10.0
 """Seconds after which a method is warm, or its speed known, if the rounds for it have not all been played yet."""
 
+MAX_ROUNDS = 10_000_000
+"""More than any budget is worth."""
 
-def rounds_in(settings: Config, seconds: float, note: Path, rate_rounds: int) -> int:
-    """The rounds that a run of these settings does in `seconds`; its speed is kept in `note`, and measured once.
 
-    Where a batch is made by many image steps, which are fewer in a run of few rounds, a step and the rest of a round
-    are told apart, as in benchmarks.methods.
-    """
-    few, many = RATE_STEPS
-    inverted = inverts(methods.find(settings.method, settings.variant)[0].turns(settings))
-    if not note.exists():
-        speeds = [
-            seconds_a_round(_of_steps(settings, steps), rate_rounds) for steps in ((few, many) if inverted else (0,))
-        ]
-        note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(json.dumps(speeds))
-    measured: list[float] = json.loads(note.read_text())
-    a_step = max(0.0, measured[1] - measured[0]) / (many - few) if inverted else 0.0
+def speeds(settings: Config, rate_rounds: int) -> list[float]:
+    """Seconds a round: with each of STEPS where a batch is made by many, else one figure."""
+    return [seconds_a_round(_of_steps(settings, steps), rate_rounds) for steps in (STEPS if _many(settings) else (0,))]
 
-    def needed(rounds: int) -> float:
-        more = num_steps(dataclasses.replace(settings, rounds=rounds)) - few if inverted else 0
+
+def needed(settings: Config, measured: Sequence[float]) -> Callable[[int], float]:
+    """The seconds of a run of so many rounds, by what `speeds` measured."""
+    many = _many(settings)
+    a_step = max(0.0, measured[1] - measured[0]) / (STEPS[1] - STEPS[0]) if many else 0.0
+
+    def seconds(rounds: int) -> float:
+        more = num_steps(dataclasses.replace(settings, rounds=rounds)) - STEPS[0] if many else 0
         return rounds * (measured[0] + more * a_step)
 
-    return max(1, bisect.bisect_right(range(1, MAX_ROUNDS), seconds, key=needed))
+    return seconds
+
+
+def rounds_in(settings: Config, measured: Sequence[float], seconds: float) -> int:
+    """The rounds that a run of these settings does in `seconds`, at least one."""
+    return max(1, bisect.bisect_right(range(1, MAX_ROUNDS), seconds, key=needed(settings, measured)))
 
 
 def seconds_a_round(settings: Config, rate_rounds: int) -> float:
@@ -50,6 +56,11 @@ def seconds_a_round(settings: Config, rate_rounds: int) -> float:
             profile.play(built, index)
             index += 1
     return (time.perf_counter() - began) / (index - first)
+
+
+def _many(settings: Config) -> bool:
+    """Whether batches are made by many image steps."""
+    return inverts(methods.METHODS[settings.method].turns(settings)) is not None
 
 
 def _of_steps(settings: Config, steps: int) -> Config:

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from benchmarks import methods
+from benchmarks import methods, pace
 from benchmarks.comparison import by_method, draw, paired, spread, student_t, table, told
 from benchmarks.methods import Run
-from harness.config import identity
+from harness import resolve
+from harness.config import Config, identity
 from harness.errors import UserError
+from harness.inversion import num_steps
 
 
 def row(method: str, seed: int, score: float, **other: Any) -> dict[str, Any]:
@@ -88,27 +90,49 @@ def test_equal_updates_are_rounds_by_the_methods_own_turns() -> None:
     assert methods.rounds_of(Run("digits", "ddad", 0, words), ("updates", 1200), []) == 120
 
 
-def rate(method: str, image_steps: int, rounds_per_second: float) -> dict[str, Any]:
-    return row(method, 0, 0.5, budget="rate", image_steps=image_steps, rounds_per_second=rounds_per_second)
-
-
 def test_equal_time_needs_a_measured_speed() -> None:
     run = Run("digits", "ddad", 3, ())
     with pytest.raises(UserError, match="the speed of ddad on digits is not known: run with --rates first"):
-        methods.rounds_of(run, ("seconds", 60), [row("ddad", 0, 0.5)])
-    assert methods.rounds_of(run, ("seconds", 60), [rate("ddad", 0, 2.5)]) == 150
+        methods.rounds_of(run, ("seconds", 60), [row("ddad", 0, 0.5), row("dfad", 0, 0.5, budget="rate", speeds=[0.4])])
+    assert methods.rounds_of(run, ("seconds", 60), [row("ddad", 0, 0.5, budget="rate", speeds=[0.4])]) == 150
 
 
-def test_image_steps_that_grow_with_the_rounds_are_counted_in_equal_time() -> None:
+@pytest.mark.parametrize("method", ["ddad", "deepinversion"])
+def test_rounds_fill_the_seconds_at_the_methods_own_speed(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A step takes 0.1 s, the rest of a round 2 s; of R rounds each has 2000 R / 220 steps: R (2 + 0.909 R) <= 60."""
-    run = Run("digits", "deepinversion", 0, ())
-    one_of_two = [rate("deepinversion", 1, 1 / 2.1)]
-    with pytest.raises(UserError, match="the speed of deepinversion on digits is not known"):
-        methods.rounds_of(run, ("seconds", 60), one_of_two)
-    rows = [*one_of_two, rate("deepinversion", 11, 1 / 3.1)]
-    assert methods.rounds_of(run, ("seconds", 60), rows) == 7
-    seconds = methods.pace(run, rows)
-    assert seconds and seconds(7) == pytest.approx(7 * (2 + 0.1 * 64)) and seconds(8) > 60
+    settings = resolve.resolve("digits", None, {"method": method})
+    asked: list[int] = []
+
+    def speed(settings: Config, rate_rounds: int) -> float:
+        asked.append(num_steps(settings))
+        return 2.0 + 0.1 * num_steps(settings) if method == "deepinversion" else 2.0
+
+    monkeypatch.setattr(pace, "seconds_a_round", speed)
+    speeds = pace.speeds(settings, 5)
+    assert len(asked) == len(speeds) and (method == "ddad" or asked == [1, 11])
+    assert pace.rounds_in(settings, speeds, 60.0) == (7 if method == "deepinversion" else 30)
+    seconds = pace.needed(settings, speeds)
+    assert seconds(7) == pytest.approx(7 * (2 + 0.1 * 64) if method == "deepinversion" else 14)
+
+
+def test_rates_are_measured_once_and_only_where_nothing_else_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(methods, "RESULTS", tmp_path)
+    monkeypatch.setattr(methods, "IDLE", -1.0)
+    words = ["teacher.network=cnn8", "teacher.checkpoint=untrained", "student.network=cnn4", "batch_size=8"]
+    with pytest.raises(UserError, match="the machine is not idle"):
+        methods.measure_rates("digits", ["ddad"], words)
+    monkeypatch.setattr(methods, "IDLE", 101.0)
+    monkeypatch.setattr(methods, "RATE_ROUNDS", 1)
+    for _ in range(2):
+        methods.measure_rates("digits", ["ddad", "fast"], words)
+    found = methods.read(tmp_path / "digits.jsonl")
+    assert [(row["method"], len(row["speeds"])) for row in found] == [("ddad", 1), ("fast", 2)]
+    assert all(seconds > 0 for row in found for seconds in row["speeds"])
+    assert methods.known(Run("digits", "fast", 3, tuple(words)), found) == found[1]["speeds"]
+    assert methods.known(Run("digits", "fast", 3, ()), found) is None
+    assert capsys.readouterr().out.count("s a round") == 2
 
 
 def test_seconds_are_those_of_the_speed_where_it_is_known() -> None:

@@ -12,13 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu, pace, step
+from benchmarks import gpu, step
 from benchmarks.gpu import SUITES, Budget, Suite
 from benchmarks.methods import DATA_FREE, read
-from harness import building, profile, resolve
-from harness.config import Config, build, to_dict
+from harness import building, profile
+from harness.config import build, to_dict
 from harness.errors import UserError
-from harness.inversion import num_steps
 from harness.strict import merge
 from tests.helpers import ROOT, environment
 
@@ -135,21 +134,3 @@ def test_the_share_of_the_peak_is_of_counted_operations(monkeypatch: pytest.Monk
     counted = profile.measure(profile.machine(build(merge(step.PAIRS["tiny"], {"batch_size": 8})), print)).flop
     assert found["flop"] == counted > 0
     assert found["share"] == pytest.approx(counted / 0.5 / found["peak"])
-
-
-@pytest.mark.parametrize("method", ["ddad", "deepinversion"])
-def test_rounds_fill_the_seconds_at_the_methods_own_speed(
-    method: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """A step takes 0.1 s, the rest of a round 2 s; of R rounds each has 2000 R / 220 steps: R (2 + 0.909 R) <= 60."""
-    settings = resolve.resolve("digits", None, {"method": method})
-    asked: list[int] = []
-
-    def speed(settings: Config, rate_rounds: int) -> float:
-        asked.append(num_steps(settings))
-        return 2.0 + 0.1 * num_steps(settings) if method == "deepinversion" else 2.0
-
-    monkeypatch.setattr(pace, "seconds_a_round", speed)
-    for _ in range(2):
-        assert pace.rounds_in(settings, 60.0, tmp_path / "note.json", 5) == (7 if method == "deepinversion" else 30)
-    assert asked == ([1, 11] if method == "deepinversion" else asked[:1]), "it is measured once"
