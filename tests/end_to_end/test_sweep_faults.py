@@ -6,6 +6,7 @@ done what it wants to do.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -44,9 +45,10 @@ def held(place: Path) -> int:
 
 
 def end(process: int) -> None:
-    """Kills a process, and never a group."""
+    """Kills a process, and never a group; one whose sweep was killed may have ended by itself."""
     assert process > 0
-    os.kill(process, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, signal.SIGKILL)
 
 
 def until(happened: Callable[[], object], alive: Callable[[], bool] = lambda: True) -> None:
