@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from benchmarks import methods, pace
+from benchmarks import methods, pace, tuning
 from benchmarks.comparison import by_method, draw, paired, spread, student_t, table, told
 from benchmarks.methods import Run
 from harness import resolve
 from harness.config import Config, identity
 from harness.errors import UserError
 from harness.inversion import num_steps
+from tune import spaces
 
 
 def row(method: str, seed: int, score: float, **other: Any) -> dict[str, Any]:
@@ -186,3 +187,23 @@ def test_words_may_follow_an_option_that_takes_several() -> None:
 def test_every_suite_resolves(suite: str) -> None:
     for name in methods.DATA_FREE:
         assert Run(suite, name, 0, ()).steps() >= 1
+
+
+def test_what_tuning_found_is_written_as_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    best = {"objective": 0.8, "sample": {"student.lr": 0.0123456, "discrepancy": "kl", "generator.width": 8}}
+    kept, none = ({"best": best, "default": {"agreement": agreement}} for agreement in (0.7, 0.8))
+    tuning.write({"dfad": tuning.found(kept), "dfq": tuning.found(none)}, tmp_path / "tuned.yaml")
+    monkeypatch.setattr(methods, "TUNED", tmp_path / "tuned.yaml")
+    assert methods.tuning() == {
+        "ddad:swift": {"trials": 60, "values": {}},
+        "dfad": {"trials": 60, "values": {"student.lr": 0.0123, "discrepancy": "kl", "generator.width": 8}},
+        "dfq": {"trials": 60, "values": {}},
+    }
+    assert Run("digits", "dfad", 0, (), True).config(4).generator.width == 8
+
+
+@pytest.mark.parametrize("method", tuning.METHODS)
+def test_every_baseline_has_a_space_that_fits_it(method: str) -> None:
+    space = spaces.find(str(Path(tuning.__file__).with_name("spaces") / f"{method}.yaml"))
+    spaces.check(space, resolve.resolve("digits", None, {"method": method}))
+    assert len(space) >= 5
