@@ -153,3 +153,12 @@ def test_rounds_fill_the_seconds_at_the_methods_own_speed(
     for _ in range(2):
         assert pace.rounds_in(settings, 60.0, tmp_path / "note.json", 5) == (7 if method == "deepinversion" else 30)
     assert asked == ([1, 11] if method == "deepinversion" else asked[:1]), "it is measured once"
+
+
+def test_tf32_is_switched_for_its_own_loop_alone() -> None:
+    before = step.products()
+    step.multiply(step.TF32)
+    assert step.products() == [True, True]
+    assert torch.backends.cuda.matmul.fp32_precision == torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
+    step.multiply(before)
+    assert step.products() == before == [False, True], "torch's own choice: convolutions alone"
