@@ -88,8 +88,8 @@ variances near 0, by which it makes thousandths of fp32's rounding. On a GPU all
 CHECKED = 10
 """Rounds in which losses are compared in fp64 on a GPU; on a CPU, where it is slow, one."""
 
-PRODUCTS: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
-TF32 = ("tf32", "tf32")
+PRODUCTS: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+TF32 = (True, True)
 
 VARIANTS: dict[str, Overlay] = {
     "eager": {},
@@ -198,7 +198,7 @@ def measure(pair: str, batch_size: int | None, variants: Sequence[str], num_roun
 
 def _race(
     pair: str, settings: Config, variants: Sequence[str], num_rounds: int, device: torch.device, rough: bool,
-    usual: Sequence[str],
+    usual: Sequence[bool],
 ) -> tuple[dict[str, list[float]], dict[str, float]]:  # fmt: skip
     """Seconds of every round, and how far losses were apart, by loop; `rough`: fp32 ones are compared as bf16 ones."""
     loops = {"plain": plain(settings, False, device), "frozen": plain(settings, True, device)}
@@ -241,16 +241,16 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def products() -> list[str]:
-    """How fp32 numbers are multiplied on a GPU: the switches of the process that `speed.tf32` sets."""
-    return [str(kind.fp32_precision) for kind in PRODUCTS]
+def products() -> list[bool]:
+    """Whether fp32 products and convolutions are in TF32 on a GPU: what `speed.tf32` sets for the process."""
+    return [bool(kind.allow_tf32) for kind in PRODUCTS]
 
 
-def multiply(wanted: Sequence[str]) -> None:
+def multiply(wanted: Sequence[bool]) -> None:
     """Sets what `products` gave."""
     for kind, value in zip(PRODUCTS, wanted, strict=True):
-        if kind.fp32_precision != value:
-            kind.fp32_precision = value
+        if kind.allow_tf32 != value:
+            kind.allow_tf32 = value
 
 
 def available(pair: str) -> bool:

@@ -35,8 +35,8 @@ def prepare(config: Config, device: torch.device, world_size: int) -> None:
         # Graphs are counted by code, not by network: all runs of this process, such as a sweep's, count together.
         torch._dynamo.config.recompile_limit = MAX_GRAPHS
     if device.type == "cuda" and wanted.tf32 is not None:
-        torch.backends.cuda.matmul.fp32_precision = "tf32" if wanted.tf32 else "ieee"
-        torch.backends.cudnn.conv.fp32_precision = "tf32" if wanted.tf32 else "ieee"  # type: ignore[attr-defined]
+        # The newer switches, fp32_precision, make these raise when they are read, as torch.compile does here and there.
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = wanted.tf32
 
 
 def compiled(call: Call, config: Config) -> Call:

@@ -134,3 +134,12 @@ def test_the_share_of_the_peak_is_of_counted_operations(monkeypatch: pytest.Monk
     counted = profile.measure(profile.machine(build(merge(step.PAIRS["tiny"], {"batch_size": 8})), print)).flop
     assert found["flop"] == counted > 0
     assert found["share"] == pytest.approx(counted / 0.5 / found["peak"])
+
+
+def test_tf32_is_switched_for_its_own_loop_alone() -> None:
+    before = step.products()
+    step.multiply(step.TF32)
+    assert step.products() == [True, True]
+    assert torch.backends.cuda.matmul.fp32_precision == torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
+    step.multiply(before)
+    assert step.products() == before == [False, True], "torch's own choice: convolutions alone"
