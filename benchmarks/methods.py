@@ -8,7 +8,7 @@
 Each run is a `ddad distill` in a process of its own. Results are added to benchmarks/results/SUITE.jsonl as they come,
 and what is finished there is not run again; a run that was ended is taken up from its folder. Where a method's speed is
 known, seconds are those that its rounds take at that speed, so that what else the machine did meanwhile does not
-count; else those of the clock, with ten evaluations in them. Memory is the host's. `path=value` words go to every
+count; else those of the clock, evaluations and all. Memory is the host's. `path=value` words go to every
 run.
 """
 
@@ -39,9 +39,6 @@ from harness.strict import merge
 
 RESULTS = Path(__file__).with_name("results")
 
-EVALUATIONS = 10
-"""Points of a curve."""
-
 RATE_ROUNDS = 60
 """Rounds from which a method's speed is taken, where so many do not take too long."""
 
@@ -61,6 +58,8 @@ class Suite:
     """Student updates of every method."""
     words: tuple[str, ...] = ()
     """`path=value` over the recipe, for every method."""
+    evaluations: int = 10
+    """Points of a curve."""
 
 
 _FASHION = (
@@ -71,7 +70,7 @@ _FASHION = (
 SUITES: dict[str, Suite] = {
     "digits": Suite("digits", (0, 1, 2, 3, 4), 1_200),
     "fashion": Suite("classification", (0, 1, 2), 2_000, _FASHION),
-    "cifar10": Suite("cifar10-resnet20-resnet20", (0,), 2_000),
+    "cifar10": Suite("cifar10-resnet20-resnet20", (0,), 2_000, evaluations=4),
     "cifar10-gpu": Suite("cifar10-resnet34-resnet18", (0, 1, 2), 125_000),
 }
 
@@ -195,7 +194,7 @@ def compare(suite: str, runs: Sequence[Run], budget: Budget) -> str:
         key = (label, identity(run.config(rounds)))
         row = next((row for row in rows if (row["budget"], row["identity"]) == key), None)
         if row is None:
-            row = {"budget": label, **execute(run, rounds, max(1, rounds // EVALUATIONS))}
+            row = {"budget": label, **execute(run, rounds, max(1, rounds // SUITES[suite].evaluations))}
             add(file, row)
         speeds = known(run, rows)
         row = timed(row, pace.needed(run.config(1), speeds) if speeds else None)
