@@ -63,8 +63,8 @@ class Suite:
 
 
 _FASHION = (
-    "data.name=fashion_mnist", "classes=10", "input.size=28", "teacher.channels=gray", "teacher.mean=[0.286]",
-    "teacher.std=[0.353]", "teacher.network=cnn32", "student.network=cnn12", "generator.width=32", "teach.epochs=4",
+    "data.name=fashion_mnist", "classes=10", "input.size=16", "teacher.channels=gray", "teacher.mean=[0.286]",
+    "teacher.std=[0.353]", "teacher.network=cnn32", "student.network=cnn12", "generator.width=32", "teach.epochs=6",
 )  # fmt: skip
 
 SUITES: dict[str, Suite] = {
