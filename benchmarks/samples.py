@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from harness import images
 from harness.config import Config
@@ -17,11 +18,11 @@ COLUMNS = 16
 
 
 def sample(config: Config, checkpoint: Path) -> np.ndarray:
-    """Images of the last generator, or out of the last pool, next to each other: [H, COLUMNS * W, 3] in 0..1."""
+    """Images of the last generator, or out of the last pool, next to each other: [H, COLUMNS * (W + 1), 3] in 0..1."""
     source, x = generated(config, checkpoint, "samples"), torch.empty(0)
     while len(x) < COLUMNS:
         x = torch.cat([x, next(source).float().cpu()])
-    shown = images.preprocessing(config).denormalise(x[:COLUMNS])
+    shown = functional.pad(images.preprocessing(config).denormalise(x[:COLUMNS]), (0, 1), value=1.0)  # a gap
     return np.concatenate(list(shown.permute(0, 2, 3, 1).numpy()), 1)
 
 

@@ -6,16 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from scipy import stats
 
-from benchmarks import methods, pace, tuning
+from benchmarks import methods, pace, samples, tuning
 from benchmarks.comparison import by_method, draw, paired, spread, student_t, table, told
 from benchmarks.methods import Run
 from harness import resolve
 from harness.config import Config, identity
+from harness.distill import distill
 from harness.errors import UserError
 from harness.inversion import num_steps
 from tune import spaces
+from tune.probe import last_checkpoint
 
 
 def row(method: str, seed: int, score: float, **other: Any) -> dict[str, Any]:
@@ -207,3 +210,20 @@ def test_every_baseline_has_a_space_that_fits_it(method: str) -> None:
     space = spaces.find(str(Path(tuning.__file__).with_name("spaces") / f"{method}.yaml"))
     spaces.check(space, resolve.resolve("digits", None, {"method": method}))
     assert len(space) >= 5
+
+
+def test_samples_are_of_the_last_generator_or_pool(tmp_path: Path) -> None:
+    runs = {}
+    for method in ("ddad", "deepinversion"):
+        small = {"rounds": 2, "batch_size": 8, "student_steps": 1, "pictures": False, "tracking": {"uri": "none"}}
+        networks = {"teacher": {"network": "cnn8", "checkpoint": "untrained"}, "student": {"network": "cnn4"}}
+        config = resolve.resolve("digits", None, {"method": method, **small, **networks, "data": {"name": "none"}})
+        distill(config, tmp_path / method)
+        runs[method] = (config, tmp_path / method)
+        checkpoint = last_checkpoint(tmp_path / method)
+        assert checkpoint
+        row = samples.sample(config, checkpoint)
+        assert row.shape == (8, 16 * 9, 3) and row.min() >= 0 and row.max() <= 1 and row[:, :8].std() > 0
+    samples.draw(runs | {"gone": (config, tmp_path / "gone")}, tmp_path / "samples.png", "title")
+    with Image.open(tmp_path / "samples.png") as picture:
+        assert picture.width > 1000
