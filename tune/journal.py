@@ -167,9 +167,8 @@ def configuration(plan: Plan, entry: Entry) -> Config:
         config, _ = folder.read_config(path)
     else:
         config = plan.base
-    return build(
-        merge(to_dict(config), {"tracking": {**dataclasses.asdict(plan.base.tracking), "parent": plan.parent}})
-    )
+    over = {**dataclasses.asdict(plan.base.tracking), "parent": plan.parent, "model": False}  # as `bookkeeping` has it
+    return build(merge(to_dict(config), {"tracking": over}))
 
 
 def open_parent(plan: Plan, base: Config, say: Say) -> Experiment:

@@ -348,6 +348,8 @@ def test_the_report_is_written_from_the_folder(prepared: Plan, whole: list[Stand
         values = trial.final_values(prepared.trials_folder / name)
         found = an_entry(name, "finished", values[PROBE], oracle=values["evaluation/student_accuracy"])
         journal.settle(prepared, found, lambda line: None)
+        ran = run_folder.read_config(prepared.trials_folder / name)[0]
+        assert journal.configuration(prepared, found) == ran, "MLflow lets no parameter change"
     broken = an_entry("t9", "failed", 0.0, agreement=None, oracle=None, error="student/total is not finite")
     journal.settle(prepared, broken, lambda line: None)
     lost = trial.run(prepared, "lost", SAMPLE)
