@@ -20,7 +20,7 @@ from harness.adversarial import generator_turn
 from harness.config import Config, ever, image_shape
 from harness.distributed.batches import BatchEngine
 from harness.distributed.runtime import Runtime
-from harness.latents import latents, mix, shard, uniform
+from harness.latents import classes, latents, shard, uniform
 from harness.methods import INVERTED, Turn
 from harness.moments import LayerMoments, shift_and_var
 from harness.observed import Observed
@@ -122,9 +122,8 @@ class Inversion:
 
     def _classes(self, round_index: int, turn_index: int, part: int) -> Tensor:
         """The class y [b] that each image is made for: in the global batch each as often as any other."""
-        source = torch.Generator().manual_seed(mix(self.config.seed, "classes", round_index, turn_index))
-        order = torch.randperm(self.config.batch_size, generator=source) % self.config.classes
-        return self.runtime.send(order[self._global(part)])
+        keys = (self.config.seed, "classes", round_index, turn_index)
+        return self.runtime.send(classes(self._global(part), self.config.batch_size, self.config.classes, *keys))
 
     def _uniform(self, count: int, name: str, round_index: int, turn_index: int, part: int, step: int) -> Tensor:
         keys = (self.config.seed, name, round_index, turn_index, step)

@@ -14,7 +14,7 @@ from harness.adversarial import generator_turn, student_turn, supervised_turn
 from harness.average import Average
 from harness.config import Config, Optimizer, ever
 from harness.distributed.runtime import Runtime
-from harness.latents import latents, mix
+from harness.latents import drawn, mix
 from harness.methods import Turn
 from harness.observed import observe
 from harness.players import Health, Player
@@ -44,7 +44,7 @@ class Networks:
         if self.generator is None:
             assert self.pool
             return self.pool.sample(count, *keys)
-        z = latents(range(count), count, self.config.generator.latent_size, self.config.seed, *keys)
+        z, _ = drawn(self.config, range(count), count, *keys)
         with torch.no_grad():
             images: Tensor = self.generator(z.to(self.runtime.device, self.runtime.dtype))
             return images
@@ -85,8 +85,8 @@ class Machine:
             return self.inversion.play(*place, part, loss)
         if turn.kind == "generator":
             assert self.generator is not None
-            z = self.sources.latents(*place, part)
-            return generator_turn(self.teacher, self.student, self.generator, z, loss)
+            z, y = self.sources.latents(*place, part)
+            return generator_turn(self.teacher, self.student, self.generator, z, lambda t, s, x: loss(t, s, x, y))
         images, teacher = self.sources.lesson(*place, part)
         return student_turn(teacher, self.student, images, loss)
 

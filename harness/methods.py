@@ -56,12 +56,16 @@ def student_terms(config: Config, round_index: int, t: Answer, s: Answer) -> dic
     return terms
 
 
-def generator_terms(config: Config, round_index: int, t: Answer, s: Ask, x: Tensor) -> dict[str, Weighted]:
+def generator_terms(
+    config: Config, round_index: int, t: Answer, s: Ask, x: Tensor, y: Tensor | None
+) -> dict[str, Weighted]:
     """-w_adv A(D(t, s)) + w_bn R_bn(x) + optional terms; one of weight 0 in this round is not computed.
 
+    `y`: the classes [B] that the images are made for, where `weights.target` counts in some round.
     `entropy` and `top_class` are only watched: a generator that collapses shows there.
     """
     terms: dict[str, Callable[[], Term]] = {
+        **({} if y is None else {"target": lambda: losses.cross_entropy(t.logits, y, None)}),
         "adversarial": lambda: losses.adversarial(
             t.logits,
             s().logits,
@@ -87,14 +91,10 @@ def generator_terms(config: Config, round_index: int, t: Answer, s: Ask, x: Tens
 def image_terms(
     config: Config, round_index: int, t: Answer, s: Ask, x: Tensor, y: Tensor, contrast: Callable[[], Term]
 ) -> dict[str, Weighted]:
-    """The generator's terms, CE(t, y) with the classes [B] that images are made for, and the contrastive term."""
-    weights = _weights(config, round_index)
-    more: dict[str, Callable[[], Term]] = {
-        "target": lambda: losses.cross_entropy(t.logits, y, None),
-        "contrastive": contrast,
-    }
-    weighted = {name: (weights[name], term()) for name, term in more.items() if weights[name]}
-    return weighted | generator_terms(config, round_index, t, s, x)
+    """The generator's terms, and the contrastive one."""
+    weight = weight_at(config.weights.contrastive, round_index)
+    terms = generator_terms(config, round_index, t, s, x, y)
+    return {"contrastive": (weight, contrast()), **terms} if weight else terms
 
 
 def supervised_terms(config: Config, round_index: int, s: Answer, labels: Tensor) -> dict[str, Weighted]:
@@ -140,10 +140,24 @@ def _check_maps(config: Config) -> None:
         )
 
 
-def _refuse_classes(config: Config) -> None:
-    for name in ("target", "contrastive"):
-        if ever(weight := getattr(config.weights, name)):
-            raise UserError(f"weights.{name}={weight}: method={config.method} makes no image for a class: set 0")
+def _check_classes(config: Config) -> None:
+    """UserError where an image is to be of one class, and the task's answer is of many."""
+    height, width = sides(config.input.size)
+    if ever(config.weights.target) and len(task.load(config.task).answer_shape(config.classes, height, width)) > 1:
+        raise UserError(
+            f"weights.target={config.weights.target}: an image is made for one class, and the task {config.task} "
+            "answers for every pixel: set weights.target=0"
+        )
+
+
+def _check_generator(config: Config) -> None:
+    """UserError where a generator that learns all along is asked for nothing, or for what it cannot do."""
+    _check_sought(config)
+    _check_classes(config)
+    if ever(config.weights.contrastive):
+        raise UserError(
+            f"weights.contrastive={config.weights.contrastive}: method={config.method} keeps no views to compare: set 0"
+        )
 
 
 def _refuse_replay(config: Config, reason: str) -> None:
@@ -153,8 +167,7 @@ def _refuse_replay(config: Config, reason: str) -> None:
 
 def _alternating(config: Config) -> list[Turn]:
     """k student turns, the last of them replayed where some are, and one generator turn, fresh z each time."""
-    _check_sought(config)
-    _refuse_classes(config)
+    _check_generator(config)
     fresh, replayed = (Turn("student", source, student_terms) for source in ("latents", "pool"))
     count = _num_replayed(config)
     students = [fresh] * (config.student_steps - count) + [replayed] * count
@@ -168,8 +181,7 @@ def _from_one_batch(config: Config) -> list[Turn]:
 
 def _after_the_generator(config: Config) -> list[Turn]:
     """One generator turn, then k student turns on its z, which make the same images for all k."""
-    _check_sought(config)
-    _refuse_classes(config)
+    _check_generator(config)
     _refuse_replay(config, "its student learns from one batch until the generator has made another")
     students = [Turn("student", "same", student_terms)] * config.student_steps
     return [Turn("generator", "latents", generator_terms), *students]
@@ -182,12 +194,7 @@ def _inverting(source: Literal["pixels", "fresh", "meta"]) -> Callable[[Config],
         _check_sought(config)
         _check_maps(config)
         _refuse_replay(config, "its student learns from the pool in every turn")
-        height, width = sides(config.input.size)
-        if ever(config.weights.target) and len(task.load(config.task).answer_shape(config.classes, height, width)) > 1:
-            raise UserError(
-                f"weights.target={config.weights.target}: an image is made for one class, and the task {config.task} "
-                "answers for every pixel: set weights.target=0"
-            )
+        _check_classes(config)
         return [Turn("generator", source, image_terms)] + [
             Turn("student", "pool", student_terms)
         ] * config.student_steps

@@ -13,7 +13,7 @@ from harness.adversarial import Teacher
 from harness.config import Config
 from harness.data import TrainingBatches
 from harness.distributed.runtime import Runtime
-from harness.latents import latents, shard, uniform
+from harness.latents import drawn, shard, uniform
 from harness.methods import INVERTED, Turn
 from harness.players import Player
 from harness.pool import Pool
@@ -35,16 +35,18 @@ class Sources:
         self.pool = Pool(config, runtime, fresh) if replays else None
         self._black = runtime.send(images.black(config).to(runtime.dtype))
 
-    def latents(self, round_index: int, turn_index: int, part: int) -> Tensor:
-        """This process's rows of z [b, Z] for a micro-batch; those of the turn it shares them with, where it does."""
+    def latents(self, round_index: int, turn_index: int, part: int) -> tuple[Tensor, Tensor | None]:
+        """This process's rows of z [b, Z] for a micro-batch, and their classes [b] where they have any.
+
+        Those of the turn that it shares them with, where it does.
+        """
         if self.turns[turn_index].kind == "generator":
             self._taught.clear()  # what was generated before it learns is not what the same latents give after
         while self.turns[turn_index].source != "latents":
             turn_index -= 1
-        total = self.config.batch_size
-        keys = (self.config.seed, "latents", round_index, turn_index)
-        z = latents(self._rows(part), total, self.config.generator.latent_size, *keys)
-        return self.runtime.send(z.to(self.runtime.dtype))
+        keys = ("latents", round_index, turn_index)
+        z, y = drawn(self.config, self._rows(part), self.config.batch_size, *keys)
+        return self.runtime.send(z.to(self.runtime.dtype)), None if y is None else self.runtime.send(y)
 
     def lesson(self, round_index: int, turn_index: int, part: int) -> tuple[Callable[[], Tensor], Teacher]:
         """For a student's turn: what gives its images, and who says what they are."""
@@ -100,7 +102,8 @@ class Sources:
 
     def _invent(self, round_index: int, turn_index: int, part: int) -> Tensor:
         assert self.generator is not None
-        return self.generator.guest(self.latents(round_index, turn_index, part))
+        z, _ = self.latents(round_index, turn_index, part)
+        return self.generator.guest(z)
 
     def _keep(self, pool: Pool, round_index: int, turn_index: int, part: int) -> Tensor:
         """Fresh images as the pool stores them: what the student learns now is what it will be shown again."""

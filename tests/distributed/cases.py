@@ -71,6 +71,7 @@ CASES: dict[str, Overlay] = {
     "fast, micro-batches": merge(_inverting("fast"), {"micro_batches": 2, "batch_size": 16}),
     "replay": {"student_steps": 3, "replay": {"share": 0.4, "memory": 0.05}},
     "averaged": {"student": {"average": 0.1}},
+    "classes": {"weights": {"target": 1.0}, "batch_size": 13},
     "replay, micro-batches": {
         "student_steps": 3,
         "replay": {"share": 0.7, "memory": 0.05, "storage": "fp16", "place": "device"},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from harness.latents import latents, mix, shard
+from harness.latents import classes, latents, mix, shard
 
 
 def test_every_key_counts() -> None:
@@ -18,6 +18,14 @@ def test_ranks_slice_the_batch_one_process_draws() -> None:
     for world_size in (1, 2, 3, 4):
         parts = [latents(shard(10, rank, world_size), 10, 4, 0, "latents", 3, 1) for rank in range(world_size)]
         assert torch.equal(torch.cat(parts), whole)
+
+
+def test_classes_are_even_in_the_batch_and_sliced_by_ranks() -> None:
+    whole = classes(range(25), 25, 10, 0, "classes", 3, 1)
+    assert sorted(whole.bincount().tolist()) == [2] * 5 + [3] * 5
+    parts = [classes(shard(25, rank, 3), 25, 10, 0, "classes", 3, 1) for rank in range(3)]
+    assert torch.equal(torch.cat(parts), whole)
+    assert not torch.equal(whole, classes(range(25), 25, 10, 0, "classes", 3, 2))
 
 
 def test_shards_differ_by_one_row_at_most() -> None:

@@ -103,8 +103,25 @@ def test_draws_depend_on_seed_round_and_turn() -> None:
     assert first.generator is not None
     x = [first.sources.latents(*place, 0) for place in ((0, 0), (0, 1), (1, 0))]
     x.append(build({"seed": 1}).sources.latents(0, 0, 0))
-    assert len({tuple(z.flatten().tolist()) for z in x}) == 4
-    assert torch.equal(x[0], build().sources.latents(0, 0, 0))
+    assert len({tuple(z.flatten().tolist()) for z, _ in x}) == 4
+    assert torch.equal(x[0][0], build().sources.latents(0, 0, 0)[0])
+
+
+def test_an_image_is_made_for_the_class_of_its_latent() -> None:
+    built = build({"weights": {"adversarial": 0.0, "batch_norm": 0.0, "target": 2.0}})
+    assert built.generator and built.teacher
+    z, y = built.sources.latents(0, 2, 0)
+    assert y is not None
+    with torch.no_grad():
+        t = built.teacher.module(built.generator.guest(z))
+    terms = built.play(0, 2)
+    by_hand = (t.logsumexp(1) - t.gather(1, y[:, None])[:, 0]).mean()
+    assert torch.allclose(terms.values["target"], by_hand) and torch.allclose(terms.total, 2 * by_hand)
+    plain, nobody = build().sources.latents(0, 2, 0)
+    assert nobody is None
+    centres = z - plain
+    assert all(torch.allclose(centres[y == c], centres[y == c][:1], atol=1e-6) for c in y.unique())
+    assert (torch.cdist(centres, centres)[y[:, None] != y] > 0.1).all(), "each class has a centre of its own"
 
 
 def test_dropout_is_reseeded_so_that_a_turn_repeats() -> None:
