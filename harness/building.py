@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from harness import generators, images, networks, sizes, weights
 from harness import task as tasks
-from harness.config import Config, image_shape
+from harness.config import Config, ever, image_shape
 from harness.errors import UserError
 from harness.evaluate import evaluating
-from harness.latents import mix
+from harness.latents import classes, latents, mix
 from harness.resolve import UNTRAINED
 
 
@@ -93,6 +93,19 @@ def generator(config: Config, *keys: int | str) -> nn.Module:
             return generators.build(spec.network, spec.latent_size, shape, spec.width, normalisation)
     except ValueError as error:
         raise UserError(str(error)) from None
+
+
+def drawn(config: Config, rows: range, total: int, *keys: int | str) -> tuple[Tensor, Tensor | None]:
+    """What the generator takes, rows of z [`total`, Z], and the classes y [n] of its images where they have any.
+
+    Where `weights.target` asks for a class, z ~ N(c_y, I): each class has a centre c ~ N(0, I), drawn once a run.
+    """
+    seed, size = config.seed, config.generator.latent_size
+    z = latents(rows, total, size, seed, *keys)
+    if not ever(config.weights.target):
+        return z, None
+    y = classes(rows, total, config.classes, seed, "classes", *keys)
+    return z + latents(range(config.classes), config.classes, size, seed, "centres")[y], y
 
 
 @contextmanager

@@ -45,7 +45,7 @@ class Weights:
     l2: Weight = 0.0
     """L2 norm of the images."""
     target: Weight = 0.0
-    """Cross entropy of the teacher's answer with the class an image is made for, whose latents have their own centre."""
+    """Cross entropy of the teacher's answer with the class an image is made for, around which its latent is drawn."""
     contrastive: Weight = 0.0
     """Two views of an image against those of all others, this batch's and earlier ones; where images are inverted."""
 

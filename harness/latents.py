@@ -7,8 +7,6 @@ import hashlib
 import torch
 from torch import Tensor
 
-from harness.config import Config, ever
-
 
 def mix(*keys: int | str) -> int:
     """A 63-bit seed that depends on every key: mix(seed, "latents", round, turn)."""
@@ -29,19 +27,6 @@ def classes(rows: range, total: int, count: int, *keys: int | str) -> Tensor:
     """As `latents`, the class y [len(rows)] that an image is made for: of a batch each of `count` as often as any."""
     source = torch.Generator().manual_seed(mix(*keys))
     return (torch.randperm(total, generator=source) % count)[rows.start : rows.stop]
-
-
-def drawn(config: Config, rows: range, total: int, *keys: int | str) -> tuple[Tensor, Tensor | None]:
-    """What the generator takes, z [len(rows), Z], and the classes y [len(rows)] of its images, where they have any.
-
-    Where `weights.target` asks for a class, z ~ N(c_y, I): each class has a centre c ~ N(0, I), drawn once a run.
-    """
-    seed, size = config.seed, config.generator.latent_size
-    z = latents(rows, total, size, seed, *keys)
-    if not ever(config.weights.target):
-        return z, None
-    y = classes(rows, total, config.classes, seed, "classes", *keys)
-    return z + latents(range(config.classes), config.classes, size, seed, "centres")[y], y
 
 
 def uniform(rows: range, total: int, size: int, *keys: int | str) -> Tensor:

@@ -14,7 +14,7 @@ from harness.adversarial import generator_turn, student_turn, supervised_turn
 from harness.average import Average
 from harness.config import Config, Optimizer, ever
 from harness.distributed.runtime import Runtime
-from harness.latents import drawn, mix
+from harness.latents import mix
 from harness.methods import Turn
 from harness.observed import observe
 from harness.players import Health, Player
@@ -44,7 +44,7 @@ class Networks:
         if self.generator is None:
             assert self.pool
             return self.pool.sample(count, *keys)
-        z, _ = drawn(self.config, range(count), count, *keys)
+        z, _ = building.drawn(self.config, range(count), count, *keys)
         with torch.no_grad():
             images: Tensor = self.generator(z.to(self.runtime.device, self.runtime.dtype))
             return images

@@ -7,13 +7,13 @@ from functools import partial
 
 from torch import Tensor
 
-from harness import images, views
+from harness import building, images, views
 from harness import task as tasks
 from harness.adversarial import Teacher
 from harness.config import Config
 from harness.data import TrainingBatches
 from harness.distributed.runtime import Runtime
-from harness.latents import drawn, shard, uniform
+from harness.latents import shard, uniform
 from harness.methods import INVERTED, Turn
 from harness.players import Player
 from harness.pool import Pool
@@ -45,7 +45,7 @@ class Sources:
         while self.turns[turn_index].source != "latents":
             turn_index -= 1
         keys = ("latents", round_index, turn_index)
-        z, y = drawn(self.config, self._rows(part), self.config.batch_size, *keys)
+        z, y = building.drawn(self.config, self._rows(part), self.config.batch_size, *keys)
         return self.runtime.send(z.to(self.runtime.dtype)), None if y is None else self.runtime.send(y)
 
     def lesson(self, round_index: int, turn_index: int, part: int) -> tuple[Callable[[], Tensor], Teacher]:

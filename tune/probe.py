@@ -23,7 +23,6 @@ from harness.distributed.runtime import Runtime
 from harness.errors import UserError
 from harness.evaluate import evaluating
 from harness.inversion import inverts
-from harness.latents import drawn
 from harness.methods import METHODS
 from harness.networks import sha256
 from harness.pool import PREFIX, Pool
@@ -170,7 +169,7 @@ def generated(config: Config, checkpoint: Path, *keys: int | str) -> Iterator[Te
     index = 0
     while True:
         size = config.batch_size
-        z, _ = drawn(config, range(size), size, *keys, index)
+        z, _ = building.drawn(config, range(size), size, *keys, index)
         with torch.no_grad():
             yield generator(z.to(device))
         index += 1
