@@ -25,7 +25,7 @@ from harness.config import Config, build, to_dict, weight_at
 from harness.errors import Diverged, UserError
 from harness.strict import merge
 from tune import probe as probes
-from tune.plan import PROBE, Plan, bookkeeping, configuration, oracle
+from tune.plan import PROBE, REPORTS, Plan, bookkeeping, configuration, oracle
 
 
 @dataclass(frozen=True)
@@ -153,9 +153,11 @@ def default(plan: Plan) -> None:
 
 
 def repeat(plan: Plan, config: Config, path: Path) -> dict[str, Any]:
-    """A whole run by itself, judged on the probe too; its values, or the error that ended it."""
+    """A whole run by itself, judged on the probe too, REPORTS times; its values, or the error that ended it."""
     try:
-        config = build(merge(to_dict(config), {"tracking": {"parent": plan.parent, "model": False}}))
+        every = config.evaluate_every or math.ceil(config.rounds / REPORTS)
+        over = {"evaluate_every": every, "tracking": {"parent": plan.parent, "model": False}}
+        config = build(merge(to_dict(config), over))
         for _ in distill.rounds(config, path, judge=judge(plan, config)):
             pass
         return final_values(path) if rank() == 0 else {}

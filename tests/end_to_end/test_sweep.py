@@ -25,7 +25,7 @@ from typing import Any
 import pytest
 
 from harness import cli, resolve
-from tests.end_to_end.conftest import CPU, Ddad, Said, copy_teacher, sha256
+from tests.end_to_end.conftest import CPU, Ddad, Said, copy_teacher, rows, sha256
 from tests.helpers import environment
 
 PATIENCE = 1500.0
@@ -235,6 +235,9 @@ def test_the_command_prints_the_table_and_the_repetitions(swept: Swept) -> None:
     assert "trial 1 of 4" in swept.said.err
     found = json.loads((swept.folder / "report.json").read_text())["repetitions"]
     assert {kind: scores["oracle"]["n"] for kind, scores in found.items()} == {"best": 2, "default": 2}
+    for folder in (swept.folder / "repeated").glob("*-seed-?"):
+        points = [row for row in rows(folder) if "evaluation/student_accuracy" in row]
+        assert len(points) > 1, "a curve over rounds, for `ddad compare --figure`"
 
 
 @pytest.mark.slow
