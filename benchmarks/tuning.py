@@ -19,8 +19,8 @@ from benchmarks.methods import TUNED, Run
 
 TRIALS, UPDATES = 60, 400
 
-OWN = {"ddad:swift": {"trials": TRIALS, "values": {}}}
-"""Variants that hold what their own trials found (benchmarks/RESULTS-methods.md)."""
+OWN = {"ddad:swift": {"trials": 60, "values": {}}, "ddad:aimed": {"trials": 250, "values": {}}}
+"""Variants that hold what their own trials found, by hand and by sweeps (benchmarks/RESULTS-methods.md)."""
 
 METHODS = ("dfad", "dafl", "zskt", "dfq", "deepinversion", "cmi", "fast")
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from harness import baselines, losses, task
 from harness.config import Config, Weight, ever, sides, weight_at
 from harness.errors import UserError, nearest
-from harness.strict import Overlay
+from harness.strict import Overlay, merge
 from harness.terms import Answer, Ask, Term, Weighted
 
 
@@ -219,8 +219,11 @@ _SWIFT: Overlay = {
 }
 """DDAD whose student learns four times of five from earlier images, at a steady pace, and is averaged."""
 
+_AIMED: Overlay = merge(_SWIFT, {"weights": {"batch_norm": 3.0, "target": 0.5, "class_balance": 1.4}})
+"""`swift` whose generator is told which class each image is to be of, and minds the teacher's statistics more."""
+
 METHODS: dict[str, Method] = {
-    "ddad": Method(_alternating, {"paper": {}, "swift": _SWIFT}),
+    "ddad": Method(_alternating, {"paper": {}, "swift": _SWIFT, "aimed": _AIMED}),
     "dfad": Method(_alternating, {"paper": {"weights": {"batch_norm": 0.0}}}),
     "dafl": Method(_from_one_batch, baselines.DAFL),
     "zskt": Method(_after_the_generator, baselines.ZSKT),
