@@ -80,6 +80,7 @@ def test_a_figure_is_drawn(tmp_path: Path) -> None:
 def test_equal_updates_are_rounds_by_the_methods_own_turns() -> None:
     rounds = {name: methods.rounds_of(Run("digits", name, 0, ()), ("updates", 1200), []) for name in methods.DATA_FREE}
     assert rounds == {
+        "ddad:aimed": 240,
         "ddad:swift": 240,
         "ddad": 240,
         "dfad": 240,
@@ -198,7 +199,7 @@ def test_what_tuning_found_is_written_as_it_is_read(tmp_path: Path, monkeypatch:
     tuning.write({"dfad": tuning.found(kept), "dfq": tuning.found(none)}, tmp_path / "tuned.yaml")
     monkeypatch.setattr(methods, "TUNED", tmp_path / "tuned.yaml")
     assert methods.tuning() == {
-        "ddad:swift": {"trials": 60, "values": {}},
+        **tuning.OWN,
         "dfad": {"trials": 60, "values": {"student.lr": 0.0123, "discrepancy": "kl", "generator.width": 8}},
         "dfq": {"trials": 60, "values": {}},
     }
@@ -210,6 +211,12 @@ def test_every_baseline_has_a_space_that_fits_it(method: str) -> None:
     space = spaces.find(str(Path(tuning.__file__).with_name("spaces") / f"{method}.yaml"))
     spaces.check(space, resolve.resolve("digits", None, {"method": method}))
     assert len(space) >= 5
+
+
+@pytest.mark.parametrize(("variant", "start"), [("swift", "paper"), ("aimed", "swift")])
+def test_the_spaces_of_our_variants_fit_what_they_start_from(variant: str, start: str) -> None:
+    space = spaces.find(str(Path(tuning.__file__).with_name("spaces") / f"{variant}.yaml"))
+    spaces.check(space, resolve.resolve("digits", None, {"variant": start}))
 
 
 def test_samples_are_of_the_last_generator_or_pool(tmp_path: Path) -> None:
