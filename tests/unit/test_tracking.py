@@ -27,6 +27,7 @@ from harness import log as row_log
 from harness import tracking
 from harness.config import Config
 from harness.errors import UserError
+from harness.tracking import stores
 from tests.helpers import environment
 
 SHAPE = (1, 8, 8)
@@ -192,8 +193,8 @@ def test_a_relative_store_is_meant_from_the_current_folder(tmp_path: Path, monke
         "sqlite:///./a/mlflow.db": "a/mlflow.db",
         "sqlite:///sqlite?timeout=9": "sqlite?timeout=9",
     }.items():
-        assert tracking._absolute(uri) == f"sqlite:///{tmp_path}/{path}"
-    assert tracking._absolute("sqlite:////a/b.db") == "sqlite:////a/b.db"
+        assert stores.located(uri) == f"sqlite:///{tmp_path}/{path}"
+    assert stores.located("sqlite:////a/b.db") == "sqlite:////a/b.db"
 
 
 def test_resumed_run_continues_and_repeats_nothing(database: Path, tmp_path: Path) -> None:

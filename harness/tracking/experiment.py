@@ -1,0 +1,166 @@
+"""A run's copy in MLflow, written by one background thread."""
+
+from __future__ import annotations
+
+import copy
+import json
+import queue
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness import files, log
+from harness.config import Config
+from harness.tracking import models
+from harness.tracking.runs import MAX_PARAM, MAX_TAG, Status, Store, find_experiment, fit, log_params, resume
+from harness.tracking.stores import OFF, connect, located, public, why
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+FLUSH_SECONDS = 5.0
+"""Metrics reach MLflow this often at most; a batch costs as much as a single value."""
+
+PATIENCE: dict[Status, float] = {"FINISHED": 120.0, "FAILED": 20.0, "KILLED": 20.0}
+"""Seconds the end of a run waits for MLflow: who stops a run wants it to stop."""
+
+
+class Experiment:
+    """The run's copy in MLflow; create it on rank 0 alone, after the Log. Every method returns at once but `close`.
+
+    `<folder>/mlflow.json` names the MLflow run, so that a resumed run goes on in it. On opening, the rows of
+    `<folder>/metrics.jsonl` that MLflow does not hold are sent, so that the two agree whatever happened before.
+    """
+
+    def __init__(
+        self, config: Config, folder: Path, tags: Mapping[str, Any], warn: Callable[[str], None], again: bool = True
+    ) -> None:
+        """`tags` add to recipe, method, variant and seed; None is left out. Another thread calls `warn`.
+
+        `again`: whether a run that has ended is running again; else it only gets more to hold.
+        """
+        self._folder, self._warn, self._again = folder, warn, again
+        self._uri, self._public_uri = located(config.tracking.uri), public(config.tracking.uri)
+        self._experiment = config.tracking.experiment
+        named = {name: getattr(config, name) for name in ("recipe", "method", "variant", "seed")}
+        named["mlflow.parentRunId"] = config.tracking.parent
+        self._tags = {key: fit(value, MAX_TAG) for key, value in {**named, **tags}.items() if value is not None}
+        self._calls: queue.SimpleQueue[Callable[[Store], object]] = queue.SimpleQueue()
+        self._closing, self._off = threading.Event(), config.tracking.uri == OFF
+        self._status: Status = "FINISHED"
+        self._run_id: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        # A daemon: a store that hangs must not keep the process alive.
+        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+        if not self._off:
+            self._thread.start()
+
+    def run_id(self) -> str | None:
+        """The MLflow run, once the store has answered; None where there is none. To be asked once; takes seconds."""
+        return None if self._off else self._run_id.get()
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Parameters as dotted paths (`harness.config.flat`); those of a resumed run stay as they first were."""
+        texts = {key: fit(value, MAX_PARAM) for key, value in values.items()}
+        if "tracking.uri" in texts:
+            texts["tracking.uri"] = self._public_uri
+        self._put(lambda store: log_params(store, texts))
+
+    def metrics(self, round_index: int, values: Mapping[str, float]) -> None:
+        """The values of a round."""
+        self._put(lambda store: store.add(round_index, values))
+
+    def tag(self, key: str, value: object) -> None:
+        """A tag of the run, over any of the same key."""
+        self._put(lambda store: store.client.set_tag(store.run_id, key, fit(value, MAX_TAG)))
+
+    def picture(self, path: Path, artifact_dir: str) -> None:
+        """A file that stays where it is, copied under `artifact_dir`."""
+        self._put(lambda store: store.client.log_artifact(store.run_id, str(path), artifact_dir))
+
+    def model(self, module: nn.Module, shape: tuple[int, int, int]) -> None:
+        """The student as an MLflow model: a torch.export program, which loads without code of ours or pickles.
+
+        `shape` is the (C, H, W) of an input. Takes seconds and quiets warnings meanwhile: call it before `close`.
+        """
+        if self._off:
+            return
+        snapshot = copy.deepcopy(module).cpu().eval()
+
+        def log(store: Store) -> None:
+            try:
+                models.log_model(store, snapshot, shape)
+            except Exception as error:  # torch.export cannot follow every network
+                self._warn(f"MLflow does not hold the student ({why(error, self._uri)}); student.safetensors does")
+
+        self._put(log)
+
+    def register(self, module: nn.Module, shape: tuple[int, int, int], name: str, tags: Mapping[str, Any]) -> None:
+        """As `model`, and that model as a version of the registered model `name`, with tags, once for each run."""
+        if self._off:
+            return
+        snapshot = copy.deepcopy(module).cpu().eval()
+
+        def register(store: Store) -> None:
+            try:
+                models.register(store, models.log_model(store, snapshot, shape), name, tags)
+            except Exception as error:  # torch.export cannot follow every network
+                self._warn(f"MLflow's registry does not hold the student ({why(error, self._uri)})")
+
+        self._put(register)
+
+    def close(self, status: Status, patience: float | None = None) -> None:
+        """Sends everything and ends the MLflow run with `status`; gives up after PATIENCE, with a warning.
+
+        `patience`: seconds in place of those.
+        """
+        if self._off:
+            return
+        self._status = status
+        self._closing.set()
+        seconds = PATIENCE[status] if patience is None else patience
+        self._thread.join(seconds)
+        if self._thread.is_alive():
+            self._fail(f"no answer within {seconds:g} s of the end")
+
+    def _put(self, call: Callable[[Store], object]) -> None:
+        if not self._off:
+            self._calls.put(call)
+
+    def _work(self) -> None:
+        """The background thread: opens the store, then every few seconds does what was asked, in order."""
+        try:
+            store = self._open()
+            self._run_id.put(store.run_id)
+            ending = False
+            while not ending:
+                ending = self._closing.wait(FLUSH_SECONDS)
+                while not self._calls.empty():
+                    self._calls.get()(store)
+                store.flush()
+            if store.client.get_run(store.run_id).info.status != self._status:  # one that has it ended when it did
+                store.client.set_terminated(store.run_id, self._status)
+        except Exception as error:  # whatever MLflow raises, the run goes on
+            self._fail(why(error, self._uri))
+            self._run_id.put(None)
+
+    def _open(self) -> Store:
+        """The MLflow run that mlflow.json names, or a new one, brought up to metrics.jsonl."""
+        client = connect(self._uri)
+        experiment_id = find_experiment(client, self._experiment, self._uri)
+        note = self._folder / "mlflow.json"
+        store = resume(client, note, self._public_uri, self._again)
+        if store is None:
+            run = client.create_run(experiment_id, tags=self._tags, run_name=self._folder.name)
+            store = Store(client, experiment_id, run.info.run_id)
+            files.write(note, json.dumps({"run_id": store.run_id, "uri": self._public_uri}) + "\n")
+        rows = self._folder / "metrics.jsonl"
+        for row in log.read(rows) if rows.exists() else []:
+            store.add(row["round"], {name: value for name, value in row.items() if name not in ("round", "seconds")})
+        return store
+
+    def _fail(self, reason: str) -> None:
+        if not self._off:
+            self._off = True
+            self._warn(f"MLflow at {self._public_uri} does not record this run ({reason}); metrics.jsonl does")
