@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,9 @@ from harness.errors import UserError
 from harness.evaluate import evaluating
 from harness.latents import classes, latents, mix
 from harness.resolve import UNTRAINED
+
+CENTRE = 8.0
+"""How far from 0 the latents of a class are centred, whatever their length: further apart, its images are all alike."""
 
 
 def teacher(config: Config) -> nn.Module:
@@ -98,14 +102,15 @@ def generator(config: Config, *keys: int | str) -> nn.Module:
 def drawn(config: Config, rows: range, total: int, *keys: int | str) -> tuple[Tensor, Tensor | None]:
     """What the generator takes, rows of z [`total`, Z], and the classes y [n] of its images where they have any.
 
-    Where `weights.target` asks for a class, z ~ N(c_y, I): each class has a centre c ~ N(0, I), drawn once a run.
+    Where `weights.target` asks for a class, z ~ N(c_y, I); a class has its centre c, about CENTRE from 0, all run long.
     """
     seed, size = config.seed, config.generator.latent_size
     z = latents(rows, total, size, seed, *keys)
     if not ever(config.weights.target):
         return z, None
     y = classes(rows, total, config.classes, seed, "classes", *keys)
-    return z + latents(range(config.classes), config.classes, size, seed, "centres")[y], y
+    centres = latents(range(config.classes), config.classes, size, seed, "centres") * (CENTRE / math.sqrt(size))
+    return z + centres[y], y
 
 
 @contextmanager
