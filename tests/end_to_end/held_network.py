@@ -1,13 +1,14 @@
 """A student that waits in mid-trial where a file asks for it, so that a test ends processes when it likes.
 
-The file `hold` in the folder of the command names the trial: 1 is the sweep's first. Who waits writes its process to
-`held`.
+For `student` the file `hold` in the folder of the command names the trial: 1 is the sweep's first. A `companion`, the
+first of two trials to get there, waits for the other to have reported. Who waits writes its process to `held`.
 """
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -20,8 +21,9 @@ CALLS = 40
 class Held(nn.Module):
     """[B, C, 8, 8] -> [B, K]."""
 
-    def __init__(self, classes: int, channels: int) -> None:
+    def __init__(self, classes: int, channels: int, waits: Callable[[], bool]) -> None:
         super().__init__()
+        self.waits = waits
         self.layers = nn.Sequential(nn.Flatten(), nn.LazyLinear(classes))
         self.layers(torch.zeros(1, channels, 8, 8))
         self.calls = 0
@@ -29,7 +31,7 @@ class Held(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.training:
             self.calls += 1
-            while self.calls > CALLS and _is_asked_for():
+            while self.calls > CALLS and self.waits():
                 own = Path(f"held.{os.getpid()}")
                 own.write_text(str(os.getpid()))
                 own.replace(
@@ -45,6 +47,15 @@ def _is_asked_for() -> bool:
     return hold.exists() and hold.read_text() == str(len(list(Path("sweep/trials").glob("*"))))
 
 
+def _is_alone() -> bool:
+    return len([log for log in Path("sweep/trials").glob("*/metrics.jsonl") if log.stat().st_size]) == 1
+
+
 def student(classes: int, channels: int) -> nn.Module:
     """What `student.network` names."""
-    return Held(classes, channels)
+    return Held(classes, channels, _is_asked_for)
+
+
+def companion(classes: int, channels: int) -> nn.Module:
+    """The same, of trials that run at once."""
+    return Held(classes, channels, _is_alone)
