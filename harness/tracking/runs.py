@@ -93,12 +93,21 @@ def _noted(client: MlflowClient, note: Path, uri: str) -> Any | None:
 
 
 def log_params(store: Store, texts: Mapping[str, str]) -> None:
-    """Parameters that the run does not hold yet."""
+    """Parameters that the run does not hold yet; a trial and its sweep may write them in the same moment."""
     from mlflow.entities import Param
+    from mlflow.exceptions import MlflowException
 
     new = [Param(key, text) for key, text in texts.items() if key not in store.params]
     for start in range(0, len(new), MAX_PARAMS):
-        store.client.log_batch(store.run_id, params=new[start : start + MAX_PARAMS])
+        batch = new[start : start + MAX_PARAMS]
+        try:
+            store.client.log_batch(store.run_id, params=batch)
+        except MlflowException:
+            held = store.client.get_run(store.run_id).data.params
+            missing = [param for param in batch if param.key not in held]
+            if missing == batch:  # nobody else has written: that was not it
+                raise
+            store.client.log_batch(store.run_id, params=missing)
     store.params.update(texts)
 
 

@@ -27,7 +27,7 @@ from harness import log as row_log
 from harness import tracking
 from harness.config import Config
 from harness.errors import UserError
-from harness.tracking import stores
+from harness.tracking import runs, stores
 from tests.helpers import environment
 
 SHAPE = (1, 8, 8)
@@ -410,3 +410,28 @@ def test_page_shows_runs_and_pictures_and_takes_new_ones(database: Path, tmp_pat
     (stored,) = database.parent.rglob(f"{run_id}/artifacts/samples/grid.png")
     assert stored.read_bytes() == b"another"
     assert "works" in tracking.check(page)
+
+
+def test_two_processes_may_write_the_same_parameters_at_once(tmp_path: Path) -> None:
+    """A trial and the sweep that settles it; MLflow itself refuses whoever is later."""
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    client = stores.connect(uri)
+    experiment = runs.find_experiment(client, "ddad", uri)
+    run_id = client.create_run(experiment).info.run_id
+    texts = {f"name{index}": str(index) for index in range(90)}
+    together, failed = threading.Barrier(2), []
+
+    def write() -> None:
+        store = runs.Store(stores.connect(uri), experiment, run_id)
+        together.wait()
+        try:
+            runs.log_params(store, texts)
+        except Exception as error:
+            failed.append(error)
+
+    writers = [threading.Thread(target=write) for _ in range(2)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert not failed and client.get_run(run_id).data.params == texts
