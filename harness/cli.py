@@ -438,4 +438,10 @@ def main() -> NoReturn:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # All is written, and the others are waited for. A library's thread that meets the interpreter's end may abort
+        # the process, which a launcher takes for a failure of the run.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code or 0)
     sys.exit(code or 0)
