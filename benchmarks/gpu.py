@@ -49,8 +49,7 @@ from benchmarks.methods import DATA_FREE, RESULTS, add, machine, read
 from harness import distill, log, profile, resolve
 from harness.config import Config, build
 from harness.data import data_root
-from harness.errors import UserError
-from harness.networks import one_line
+from harness.errors import UserError, one_line
 from harness.record import class_names
 from harness.strict import Overlay, merge
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,16 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from harness import generators, images, networks, sizes, weights
+from harness import errors, generators, images, networks, sizes, weights
 from harness import task as tasks
-from harness.config import Config, ever, image_shape
+from harness.config import UNTRAINED, Config, image_shape
 from harness.errors import UserError
-from harness.evaluate import evaluating
-from harness.latents import classes, latents, mix
-from harness.resolve import UNTRAINED
-
-CENTRE = 8.0
-"""How far from 0 the latents of a class are centred, whatever their length: further apart, its images are all alike."""
+from harness.latents import mix
+from harness.layers import evaluating
 
 
 def teacher(config: Config) -> nn.Module:
@@ -67,7 +62,7 @@ def _check(name: str, module: nn.Module, config: Config, x: Tensor) -> None:
         try:
             answer: object = module(x)
         except Exception as error:  # whatever a layer raises over a shape
-            reason = networks.one_line(error)
+            reason = errors.one_line(error)
             raise UserError(
                 f"{name} cannot take images {list(x.shape)}, which follow from input.size{_advice(module, x)}: {reason}"
             ) from None
@@ -97,20 +92,6 @@ def generator(config: Config, *keys: int | str) -> nn.Module:
             return generators.build(spec.network, spec.latent_size, shape, spec.width, normalisation)
     except ValueError as error:
         raise UserError(str(error)) from None
-
-
-def drawn(config: Config, rows: range, total: int, *keys: int | str) -> tuple[Tensor, Tensor | None]:
-    """What the generator takes, rows of z [`total`, Z], and the classes y [n] of its images where they have any.
-
-    Where `weights.target` asks for a class, z ~ N(c_y, I); a class has its centre c, about CENTRE from 0, all run long.
-    """
-    seed, size = config.seed, config.generator.latent_size
-    z = latents(rows, total, size, seed, *keys)
-    if not ever(config.weights.target):
-        return z, None
-    y = classes(rows, total, config.classes, seed, "classes", *keys)
-    centres = latents(range(config.classes), config.classes, size, seed, "centres") * (CENTRE / math.sqrt(size))
-    return z + centres[y], y
 
 
 @contextmanager

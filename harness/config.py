@@ -20,6 +20,9 @@ from harness.strict import Overlay
 SCHEMA = 1
 """Rises only when the meaning of a recorded field changes; a new field takes its default."""
 
+UNTRAINED = "untrained"
+"""The value of `teacher.checkpoint` that asks for random weights."""
+
 Weight = float | list[list[float]]
 """A number, or a schedule [[round, value], ...]: each value holds from its round (0 first) until the next."""
 

@@ -18,16 +18,16 @@ from typing import Any
 
 from torch import nn
 
-from harness import building, checkpoint, folder, images, methods, networks, teaching
+from harness import building, checkpoint, files, folder, images, layers, methods, own_file, teaching
 from harness import task as tasks
-from harness.config import Config, Tracking
+from harness.config import UNTRAINED, Config, Tracking
 from harness.distributed.runtime import Runtime
 from harness.errors import Diverged
 from harness.evaluate import Scores, measure
-from harness.export import write_student
 from harness.machine import Machine, Networks
 from harness.record import NoRecord, Record, class_names, latest
-from harness.resolve import UNTRAINED, untrained
+from harness.resolve import untrained
+from harness.student import write_student
 from harness.terms import Terms
 from harness.tracking import Status
 
@@ -245,7 +245,7 @@ def _finish(machine: Machine, record: Record, report: Report, judge: Judge) -> d
     scores = _measure(config, last)
     record.row(report.round, report.seconds, _evaluation(config, scores) | judge(last.student))
     spec = config.student
-    own_file = networks.source_file(spec.network)
+    source = own_file.source_file(spec.network)
     about = {
         "task": config.task,
         "network": spec.network,
@@ -253,7 +253,7 @@ def _finish(machine: Machine, record: Record, report: Report, judge: Judge) -> d
         "classes": config.classes,
         "class_names": record.names,
         "preprocessing": dataclasses.asdict(images.preprocessing(config)),
-        "source": networks.file_record(own_file) if own_file else None,
+        "source": files.file_record(source) if source else None,
     }
     machine.runtime.first(lambda: write_student(record.path, last.student, about))
     record.curves()
@@ -270,8 +270,8 @@ def _describe(machine: Machine, last: Networks, scores: Scores, report: Report) 
         untrained = checkpoint_file == UNTRAINED
         teacher = {
             "network": config.teacher.network,
-            "parameters": networks.num_parameters(machine.teacher.module),
-            "sha256": None if untrained else networks.sha256(Path(str(checkpoint_file))),
+            "parameters": layers.num_parameters(machine.teacher.module),
+            "sha256": None if untrained else files.sha256(Path(str(checkpoint_file))),
             **{name: scores.teacher.get(name) for name in metrics},
             **({"sizes": scores.sizes["teacher"]} if "teacher" in scores.sizes else {}),
         } | ({"untrained": True} if untrained else {})
@@ -282,7 +282,7 @@ def _describe(machine: Machine, last: Networks, scores: Scores, report: Report) 
         "teacher": teacher,
         "student": {
             "network": config.student.network,
-            "parameters": networks.num_parameters(last.student),
+            "parameters": layers.num_parameters(last.student),
             **{name: scores.student.get(name) for name in metrics},
             **({"sizes": scores.sizes["student"]} if "student" in scores.sizes else {}),
         },

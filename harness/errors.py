@@ -31,3 +31,9 @@ def nearest(word: str, known: Iterable[str]) -> str:
     if close:
         return "; did you mean " + " or ".join(repr(c) for c in close) + "?"
     return "; known: " + ", ".join(words)
+
+
+def one_line(message: object) -> str:
+    """An error's message in one line of bearable length."""
+    text = " ".join(str(message).split())
+    return text if len(text) <= 300 else text[:297] + "..."

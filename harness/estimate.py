@@ -11,12 +11,11 @@ from pathlib import Path
 import torch
 import yaml
 
-from harness import building, folder, machine, methods, networks, resolve
+from harness import building, folder, layers, machine, methods, resolve
 from harness import config as config_module
-from harness.config import Config, Distributed
+from harness.config import UNTRAINED, Config, Distributed
 from harness.distributed.runtime import Runtime
 from harness.inversion import num_steps
-from harness.resolve import UNTRAINED
 
 
 def estimate(config: Config, output: Path | None, say: Callable[[str], None]) -> None:
@@ -36,11 +35,11 @@ def estimate(config: Config, output: Path | None, say: Callable[[str], None]) ->
     built = machine.Machine(alone, Runtime(alone), turns, teacher)
     times = {turn: _seconds(built, turns.index(turn)) for turn in dict.fromkeys(turns)}
     seconds = sum(times[turn] * (num_steps(config) if turn.source in methods.INVERTED else 1) for turn in turns)
-    say(f"teacher      {config.teacher.network}, {networks.num_parameters(teacher):,} parameters")
+    say(f"teacher      {config.teacher.network}, {layers.num_parameters(teacher):,} parameters")
     for name, player in built.players.items():
         pixels = name == "generator" and any(turn.source == "pixels" for turn in turns)
         network = "pixels of a batch" if pixels else getattr(config, name).network
-        say(f"{name:13}{network}, {networks.num_parameters(player.module):,} parameters")
+        say(f"{name:13}{network}, {layers.num_parameters(player.module):,} parameters")
     if pool := built.sources.pool:
         size = pool.capacity * pool.batch_bytes / 2**20
         say(f"pool         {pool.capacity} batches, {size:,.3g} MiB, in the memory and in each checkpoint")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ from harness import task as tasks
 from harness.config import Config, image_shape
 from harness.data import evaluation_loader
 from harness.distributed.runtime import Runtime
+from harness.layers import evaluating
 from harness.task import Dataset, Task
 
 NUM_GENERATED = 2048
@@ -148,17 +148,3 @@ def agreement(teacher: nn.Module, student: nn.Module, images: Iterable[Tensor]) 
             equal = teacher(x).argmax(1) == student(x).argmax(1)
             same, total = same + int(equal.sum()), total + equal.numel()
     return same / total
-
-
-@contextmanager
-def evaluating(networks: Iterable[nn.Module]) -> Iterator[None]:
-    """Networks in evaluation mode without gradients; afterwards in the mode they were in."""
-    modes = [(network, network.training) for network in networks]
-    try:
-        for network, _ in modes:
-            network.eval()
-        with torch.no_grad():
-            yield
-    finally:
-        for network, training in modes:
-            network.train(training)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from harness.errors import UserError
 
@@ -61,6 +63,22 @@ def write(path: Path, content: bytes | str) -> None:
     """Writes a whole file atomically."""
     with atomic(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, hexadecimal; UserError where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            digest: str = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    return digest
+
+
+def file_record(path: Path) -> dict[str, Any]:
+    """{path (absolute), size (bytes), sha256}: what tells later whether a file is still the same."""
+    digest = sha256(path)
+    return {"path": str(path.absolute()), "size": path.stat().st_size, "sha256": digest}
 
 
 def _sync_folder(folder: Path) -> None:

@@ -17,10 +17,9 @@ import torch
 import yaml
 
 from harness import config as config_module
-from harness import files, networks
-from harness.config import Config
+from harness import files, own_file
+from harness.config import UNTRAINED, Config
 from harness.errors import UserError
-from harness.resolve import UNTRAINED
 
 VERSIONS = ("torch", "torchvision", "accelerate", "timm", "torchmetrics", "deepspeed", "mlflow", "ray", "numpy")
 
@@ -102,10 +101,10 @@ def file_records(config: Config) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     checkpoint = config.teacher.checkpoint
     if checkpoint and checkpoint != UNTRAINED:
-        found["teacher.checkpoint"] = networks.file_record(Path(checkpoint))
+        found["teacher.checkpoint"] = files.file_record(Path(checkpoint))
     for role, name in (("teacher.network", config.teacher.network), ("student.network", config.student.network)):
-        if source := networks.source_file(name):
-            found[role] = networks.file_record(source)
+        if source := own_file.source_file(name):
+            found[role] = files.file_record(source)
     return found
 
 

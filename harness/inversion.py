@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harness import building, images, losses, networks, views
+from harness import building, images, layers, losses, views
 from harness.adversarial import generator_turn
 from harness.config import Config, ever, image_shape
 from harness.distributed.batches import BatchEngine
@@ -217,7 +217,7 @@ class _Judge:
         """The contrastive term between what the teacher saw and a local view of the same images."""
         maker = self.maker
         view = views.local(maker.batch.images, self.local, maker.config.input.mirror)
-        with networks.observe_features(maker.teacher.module) as found:
+        with layers.observe_features(maker.teacher.module) as found:
             maker.teacher.module(view)
         features = torch.stack([_pooled(found[-1]), _pooled(t.features)])
         self._seen = features.detach()

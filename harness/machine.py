@@ -19,7 +19,7 @@ from harness.methods import Turn
 from harness.observed import observe
 from harness.players import Health, Player
 from harness.pool import Pool
-from harness.sources import Sources
+from harness.sources import Sources, drawn
 from harness.terms import Terms, settle
 
 
@@ -44,7 +44,7 @@ class Networks:
         if self.generator is None:
             assert self.pool
             return self.pool.sample(count, *keys)
-        z, _ = building.drawn(self.config, range(count), count, *keys)
+        z, _ = drawn(self.config, range(count), count, *keys)
         with torch.no_grad():
             images: Tensor = self.generator(z.to(self.runtime.device, self.runtime.dtype))
             return images

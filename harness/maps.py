@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from harness import networks
+from harness import layers
 from harness.config import Config, image_shape
 from harness.errors import UserError
-from harness.evaluate import evaluating
+from harness.layers import evaluating
 
 Size = tuple[int, int]
 
@@ -35,7 +35,7 @@ def last_by_size(module: nn.Module, x: Tensor) -> dict[Size, nn.Module]:
 
     Blocks count as layers; the head, what holds it and what follows it do not, nor what is called more than once.
     """
-    head = networks.head_name(module)
+    head = layers.head_name(module)
     found: dict[Size, list[nn.Module]] = {}
     calls: dict[nn.Module, int] = {}
 

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
-from harness import moments, networks
+from harness import layers, moments
 from harness.config import Config, ever
 from harness.distributed.runtime import Runtime
 from harness.errors import UserError
@@ -26,10 +26,10 @@ class Observed:
         """x [B, C, H, W] -> Answer; maps in the student's turn, features and moments in the generator's."""
         with ExitStack() as stack:
             if not torch.is_grad_enabled():
-                seen = stack.enter_context(networks.observe_maps(self.layers))
+                seen = stack.enter_context(layers.observe_maps(self.layers))
                 return Answer(self.module(x), maps=seen)
             found = stack.enter_context(moments.observe(self.module)) if self.moments else []
-            features = stack.enter_context(networks.observe_features(self.module)) if self.features else []
+            features = stack.enter_context(layers.observe_features(self.module)) if self.features else []
             return Answer(self.module(x), features[-1] if features else None, found)
 
 
@@ -53,7 +53,7 @@ class Compiled(Observed):
         if moments_wanted:
             moments.watch(module, self._judge)
         if features:
-            networks.head(module).register_forward_pre_hook(self._feel)
+            layers.head(module).register_forward_pre_hook(self._feel)
         self._graph = compiled(self._answer)
 
     def __call__(self, x: Tensor) -> Answer:

@@ -2,46 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from harness import networks, optimizers
+from harness import layers, optimizers
 from harness.average import Average
 from harness.config import Optimizer
+from harness.distributed.engines import Engine
 from harness.errors import Diverged
 from harness.moments import NormLayer
 from harness.terms import Answer, Terms
-
-
-class Engine(Protocol):
-    """What carries a network and its optimiser through the network's own turns, over one process or many."""
-
-    module: nn.Module
-    """The bare network."""
-    guest: Callable[[Tensor], Tensor]
-    """The same in the rounds, where it may be compiled, for turns of others."""
-
-    def __call__(self, inputs: Tensor) -> Tensor:
-        """Forward."""
-
-    def backward(self, loss: Tensor) -> bool:
-        """Adds the gradients of a micro-batch, averaged over processes; True where the batch is complete."""
-
-    def step(self, learning_rate: float, ended: Tensor) -> None:
-        """One update, unless `ended` is 1, after which the gradients are gone."""
-
-    def weights(self) -> dict[str, Tensor]:
-        """Parameters and buffers by name, unsharded, on the CPU; every process has to ask."""
-
-    def moments(self) -> dict[str, Tensor]:
-        """The optimiser's state as "PARAMETER/STATE", likewise."""
-
-    def load(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> None:
-        """Takes over what `weights` and `moments` gave, on this engine or another."""
 
 
 class Health:
@@ -113,7 +86,7 @@ class Player:
 
     def answer(self, x: Tensor) -> Answer:
         """Forward in the player's own turn: logits, and the maps of `layers`."""
-        with networks.observe_maps(self.layers) as found:
+        with layers.observe_maps(self.layers) as found:
             return Answer(self(x), maps=found)
 
     def guest(self, inputs: Tensor) -> Tensor:

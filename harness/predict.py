@@ -11,8 +11,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from harness.errors import UserError
-from harness.export import load_student
 from harness.images import Preprocessing, fit, from_record
+from harness.student import load_student
 
 BATCH_SIZE = 64
 

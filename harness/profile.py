@@ -27,11 +27,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from harness import building, methods, resolve
-from harness.config import Config, Distributed, image_shape
+from harness.config import UNTRAINED, Config, Distributed, image_shape
 from harness.distributed.runtime import Runtime
 from harness.machine import Machine
 from harness.players import Player
-from harness.resolve import UNTRAINED
 from harness.terms import Answer
 
 REPEATS = 5

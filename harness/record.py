@@ -13,7 +13,8 @@ from harness import folder, images, pictures, tracking
 from harness import task as tasks
 from harness.config import Config
 from harness.data import spread
-from harness.evaluate import Fitted, evaluating
+from harness.evaluate import Fitted
+from harness.layers import evaluating
 from harness.log import Log, read
 from harness.machine import Networks
 from harness.methods import METHODS

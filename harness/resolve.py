@@ -13,12 +13,9 @@ from typing import Any, cast
 
 from harness import config as config_module
 from harness import methods, task
-from harness.config import Config
+from harness.config import UNTRAINED, Config
 from harness.errors import UserError, nearest
 from harness.strict import Overlay, merge, paths
-
-UNTRAINED = "untrained"
-"""The value of `teacher.checkpoint` that asks for random weights."""
 
 
 def resolve(recipe: str | None = None, file: Overlay | None = None, overrides: Overlay | None = None) -> Config:

@@ -13,8 +13,8 @@ from typing import Any
 from harness import config as config_module
 from harness import folder, log, methods, tracking
 from harness import task as tasks
+from harness.config import UNTRAINED
 from harness.errors import UserError
-from harness.resolve import UNTRAINED
 
 MLFLOW = "mlflow:"
 """What the name of an MLflow experiment is preceded by, where a folder may stand too."""

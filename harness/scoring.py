@@ -9,16 +9,15 @@ from typing import Any
 
 from torch import Tensor
 
-from harness import building, checkpoint, config, evaluate, folder, networks, weights
+from harness import building, checkpoint, config, evaluate, files, folder, networks, own_file, weights
 from harness import task as tasks
-from harness.config import Config, Distributed
+from harness.config import UNTRAINED, Config, Distributed
 from harness.distributed.runtime import Runtime
 from harness.errors import UserError, nearest
-from harness.export import load_student
 from harness.machine import Machine
 from harness.methods import find
-from harness.resolve import UNTRAINED
 from harness.strict import merge, nest
+from harness.student import load_student
 
 
 def of_run(run: Path, warn: Callable[[str], None], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,7 +104,7 @@ def _settings(name: str, data: str, given: Mapping[str, Any]) -> Config:
 def _located(settings: Config, records: Mapping[str, Mapping[str, Any]]) -> Config:
     """The settings with files where the run found them: paths in config.yaml are meant from where it was started."""
     names = {
-        role: networks.located(getattr(settings, role).network, records.get(f"{role}.network"))
+        role: own_file.located(getattr(settings, role).network, records.get(f"{role}.network"))
         for role in ("teacher", "student")
     }
     checkpoint_file = records.get("teacher.checkpoint", {}).get("path", settings.teacher.checkpoint)
@@ -119,6 +118,6 @@ def _problem(role: str, record: Mapping[str, Any]) -> str | None:
     path = Path(record["path"])
     if not path.exists():
         return f"{role} {path} is not there any more"
-    if networks.sha256(path) != record["sha256"]:
+    if files.sha256(path) != record["sha256"]:
         return f"{role} {path} is not the file the run began with"
     return None

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 from torch import Tensor
 
-from harness import building, images, views
+from harness import images, views
 from harness import task as tasks
 from harness.adversarial import Teacher
-from harness.config import Config
+from harness.config import Config, ever
 from harness.data import TrainingBatches
 from harness.distributed.runtime import Runtime
-from harness.latents import shard, uniform
+from harness.latents import classes, latents, shard, uniform
 from harness.methods import INVERTED, Turn
 from harness.players import Player
 from harness.pool import Pool
 from harness.terms import Answer
+
+CENTRE = 8.0
+"""How far from 0 the latents of a class are centred, whatever their length: further apart, its images are all alike."""
 
 
 class Sources:
@@ -45,7 +49,7 @@ class Sources:
         while self.turns[turn_index].source != "latents":
             turn_index -= 1
         keys = ("latents", round_index, turn_index)
-        z, y = building.drawn(self.config, self._rows(part), self.config.batch_size, *keys)
+        z, y = drawn(self.config, self._rows(part), self.config.batch_size, *keys)
         return self.runtime.send(z.to(self.runtime.dtype)), None if y is None else self.runtime.send(y)
 
     def lesson(self, round_index: int, turn_index: int, part: int) -> tuple[Callable[[], Tensor], Teacher]:
@@ -122,6 +126,20 @@ class Sources:
             x = self._invent(round_index, turn_index, part)
             self._taught[part] = (x, self.teacher(x))
         return self._taught[part][0]
+
+
+def drawn(config: Config, rows: range, total: int, *keys: int | str) -> tuple[Tensor, Tensor | None]:
+    """What the generator takes, rows of z [`total`, Z], and the classes y [n] of its images where they have any.
+
+    Where `weights.target` asks for a class, z ~ N(c_y, I); a class has its centre c, about CENTRE from 0, all run long.
+    """
+    seed, size = config.seed, config.generator.latent_size
+    z = latents(rows, total, size, seed, *keys)
+    if not ever(config.weights.target):
+        return z, None
+    y = classes(rows, total, config.classes, seed, "classes", *keys)
+    centres = latents(range(config.classes), config.classes, size, seed, "centres") * (CENTRE / math.sqrt(size))
+    return z + centres[y], y
 
 
 def _is_stored(turn: Turn) -> bool:

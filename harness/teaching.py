@@ -10,10 +10,9 @@ from pathlib import Path
 from harness import config as config_module
 from harness import files
 from harness import task as tasks
-from harness.config import Config
+from harness.config import UNTRAINED, Config
 from harness.data import TrainingBatches
 from harness.errors import UserError
-from harness.resolve import UNTRAINED
 from harness.strict import merge
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from harness import networks
+from harness import errors, layers
 from harness.errors import UserError
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
@@ -65,7 +65,7 @@ def _read(path: Path) -> object:
             raise UserError(f"{path} is refused: it is {program}, not weights alone; {advice}") from None
         # torch wraps its reason in advice to read the file unsafely
         reason = re.sub(r"(?s).*WeightsUnpickler error:|Check the documentation.*", "", text)
-        said = networks.one_line(reason) or "it ends too soon"
+        said = errors.one_line(reason) or "it ends too soon"
         raise UserError(f"{path} is damaged, or not a checkpoint: {type(error).__name__}: {said}") from None
 
 
@@ -106,9 +106,9 @@ def _shape_message(
     module: nn.Module, path: Path, name: str, wrong: list[str], found: dict[str, Tensor], expected: dict[str, Tensor]
 ) -> str:
     """One line about weights of another shape; another number of classes is named as such."""
-    last, key = networks.head_name(module), wrong[0]
+    last, key = layers.head_name(module), wrong[0]
     theirs, ours = list(found[key].shape), list(expected[key].shape)
-    axis = 1 if isinstance(networks.head(module), nn.ConvTranspose2d) and key.endswith("weight") else 0
+    axis = 1 if isinstance(layers.head(module), nn.ConvTranspose2d) and key.endswith("weight") else 0
     only_head = all(other.rpartition(".")[0] == last for other in wrong)
     if only_head and theirs[:axis] + theirs[axis + 1 :] == ours[:axis] + ours[axis + 1 :]:
         problem = f"the checkpoint has {theirs[axis]} classes, classes={ours[axis]}"

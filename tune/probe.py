@@ -17,14 +17,14 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from harness import building, files
+from harness import building, files, sources
 from harness.config import Config, image_shape
 from harness.distributed.runtime import Runtime
 from harness.errors import UserError
-from harness.evaluate import evaluating
+from harness.files import sha256
 from harness.inversion import inverts
+from harness.layers import evaluating
 from harness.methods import METHODS
-from harness.networks import sha256
 from harness.pool import PREFIX, Pool
 
 SHARES = (0.10, 0.25, 0.50, 1.0)
@@ -169,7 +169,7 @@ def generated(config: Config, checkpoint: Path, *keys: int | str) -> Iterator[Te
     index = 0
     while True:
         size = config.batch_size
-        z, _ = building.drawn(config, range(size), size, *keys, index)
+        z, _ = sources.drawn(config, range(size), size, *keys, index)
         with torch.no_grad():
             yield generator(z.to(device))
         index += 1

@@ -10,7 +10,7 @@ from harness import building, images, log, pictures
 from harness import config as config_module
 from harness import task as tasks
 from harness.config import Config, build, to_dict
-from harness.evaluate import evaluating
+from harness.layers import evaluating
 from harness.record import NUM_SAMPLES, class_names
 from harness.strict import merge
 from harness.tracking import Experiment

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from typing import Protocol
 
 import torch
 from accelerate import Accelerator
@@ -13,6 +14,33 @@ from torch import Tensor, nn
 from harness import optimizers
 from harness.config import Optimizer
 from harness.distributed.collectives import from_first
+
+
+class Engine(Protocol):
+    """What carries a network and its optimiser through the network's own turns, over one process or many."""
+
+    module: nn.Module
+    """The bare network."""
+    guest: Callable[[Tensor], Tensor]
+    """The same in the rounds, where it may be compiled, for turns of others."""
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Forward."""
+
+    def backward(self, loss: Tensor) -> bool:
+        """Adds the gradients of a micro-batch, averaged over processes; True where the batch is complete."""
+
+    def step(self, learning_rate: float, ended: Tensor) -> None:
+        """One update, unless `ended` is 1, after which the gradients are gone."""
+
+    def weights(self) -> dict[str, Tensor]:
+        """Parameters and buffers by name, unsharded, on the CPU; every process has to ask."""
+
+    def moments(self) -> dict[str, Tensor]:
+        """The optimiser's state as "PARAMETER/STATE", likewise."""
+
+    def load(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> None:
+        """Takes over what `weights` and `moments` gave, on this engine or another."""
 
 
 class ReplicatedEngine:

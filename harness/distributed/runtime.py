@@ -20,10 +20,9 @@ from harness.config import Config, Optimizer
 from harness.distributed import system, zero
 from harness.distributed.batch_norm import synchronise
 from harness.distributed.collectives import loss_sum
-from harness.distributed.engines import ReplicatedEngine
+from harness.distributed.engines import Engine, ReplicatedEngine
 from harness.distributed.roll import Roll
 from harness.errors import Lost, UserError
-from harness.players import Engine
 
 Value = TypeVar("Value")
 

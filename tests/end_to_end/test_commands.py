@@ -16,7 +16,8 @@ import yaml
 from PIL import Image
 
 from harness import config as config_module
-from harness import export, task
+from harness import task
+from harness.student import load_student
 from tests.end_to_end.conftest import (
     SHORT,
     TEACHER,
@@ -87,7 +88,7 @@ def test_predict_and_export_take_the_run(run: Run, ddad: Ddad, tmp_path: Path) -
     said = ddad("export", run.folder, "--format", "torch.export", "--output", tmp_path / "s.pt2", "--json")
     assert said.code == 0
     assert json.loads(said.out)["max_difference"] < 1e-5
-    student, _ = export.load_student(run.folder)
+    student, _ = load_student(run.folder)
     x = torch.randn(3, 1, 8, 8)
     torch.testing.assert_close(torch.export.load(tmp_path / "s.pt2").module()(x), student(x))
 

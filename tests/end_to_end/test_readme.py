@@ -14,7 +14,7 @@ import torch
 import typer
 import yaml
 
-from harness import cli, networks, resolve, task
+from harness import cli, networks, own_file, resolve, task
 from harness.config import image_shape
 from tests.end_to_end.conftest import Ddad
 from tests.helpers import ROOT
@@ -121,7 +121,7 @@ def check_configuration(page: Path, words: list[str], file: Path | None) -> None
 
 def build(of: str, name: str, classes: int, channels: int, arguments: dict[str, object] | None = None) -> None:
     """The network's name is right; a file that the reader is to write is taken on trust."""
-    source = networks.source_file(name)
+    source = own_file.source_file(name)
     if source and not (ROOT / source).exists():
         return
     with torch.device("meta"):

@@ -16,11 +16,12 @@ import yaml
 from PIL import Image
 
 from harness import config as config_module
-from harness import export, task
+from harness import task
 from harness.config import Config
 from harness.distributed.runtime import Runtime
 from harness.evaluate import measure
 from harness.strict import paths
+from harness.student import load_student
 from tests.end_to_end.conftest import (
     SHORT,
     TEACHER,
@@ -130,7 +131,7 @@ def test_student_is_rebuilt_from_its_two_files_and_scores_as_recorded(run: Run) 
     }  # fmt: skip
     assert record["class_names"] == [str(digit) for digit in range(10)]
     assert record["sha256"] == sha256(run.folder / "student.safetensors")
-    student, _ = export.load_student(run.folder)
+    student, _ = load_student(run.folder)
     scores = measure(run.config, None, student, None, Runtime(run.config))
     assert scores.student["accuracy"] == run.result["student"]["accuracy"]
 
@@ -190,7 +191,7 @@ def test_mlflow_holds_the_same(run: Run) -> None:
         assert sha256(only(artifacts, f"*/{picture.name}")) == sha256(picture)
     (logged,) = found.outputs.model_outputs
     folder = run.place / "mlartifacts" / "models" / logged.model_id / "artifacts"
-    student, _ = export.load_student(run.folder)
+    student, _ = load_student(run.folder)
     x = torch.randn(3, 1, 8, 8)
     torch.testing.assert_close(mlflow.pytorch.load_model(str(folder))(x), student(x))
     model = mlflow.models.Model.load(str(folder))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness import building, networks, resolve
+from harness import building, layers, networks, resolve
 from harness import config as config_module
 from harness import task as tasks
 from harness.config import Config, image_shape
@@ -91,7 +91,7 @@ def test_a_recipes_networks_exist_and_the_student_is_not_larger(task: str, name:
     config = resolved(task, name)
     with torch.device("meta"):
         sizes = [
-            networks.num_parameters(
+            layers.num_parameters(
                 networks.build(tasks.load(task), spec.network, config.classes, image_shape(config)[0], spec.arguments)
             )
             for spec in (config.teacher, config.student)

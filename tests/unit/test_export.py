@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from harness import export, networks, task
+from harness import export, files, networks, own_file, task
 from harness.errors import UserError
 from harness.images import Preprocessing, from_record
+from harness.student import load_student, write_student
 
 GRAY = Preprocessing(8, 8, "gray", (0.3,), (0.4,))
 
@@ -23,7 +24,7 @@ GRAY = Preprocessing(8, 8, "gray", (0.3,), (0.4,))
 def write_run(folder: Path, module: nn.Module, network: str, **fields: Any) -> Path:
     """A finished run's student."""
     folder.mkdir(exist_ok=True)
-    source = networks.source_file(network)
+    source = own_file.source_file(network)
     record = {
         "task": "classification",
         "network": network,
@@ -31,9 +32,9 @@ def write_run(folder: Path, module: nn.Module, network: str, **fields: Any) -> P
         "classes": 10,
         "class_names": [f"digit {index}" for index in range(10)],
         "preprocessing": dataclasses.asdict(GRAY),
-        "source": networks.file_record(source) if source else None,
+        "source": files.file_record(source) if source else None,
     }
-    export.write_student(folder, module, record | fields)
+    write_student(folder, module, record | fields)
     return folder
 
 
@@ -56,11 +57,11 @@ def run(tmp_path: Path, student: nn.Module) -> Path:
 
 
 def test_written_student_loads_back_bit_for_bit(run: Path, student: nn.Module) -> None:
-    module, record = export.load_student(run)
+    module, record = load_student(run)
     x = torch.randn(4, 1, 8, 8)
     assert not module.training
     assert torch.equal(module(x), student(x))
-    assert record["schema"] == 1 and record["sha256"] == networks.sha256(run / "student.safetensors")
+    assert record["schema"] == 1 and record["sha256"] == files.sha256(run / "student.safetensors")
     assert from_record(record["preprocessing"]) == GRAY
     first = (run / "student.safetensors").read_bytes()
     assert (write_run(run, module, "cnn12") / "student.safetensors").read_bytes() == first
@@ -79,25 +80,25 @@ def test_tied_and_strided_weights_are_written(tmp_path: Path) -> None:
 
 def test_load_student_says_what_is_wrong_with_a_folder(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a run folder"):
-        export.load_student(tmp_path / "absent")
+        load_student(tmp_path / "absent")
     (tmp_path / "config.yaml").touch()
     with pytest.raises(UserError, match="is unfinished, it has no student yet"):
-        export.load_student(tmp_path)
+        load_student(tmp_path)
     described = (run / "student.json").read_text()
     (run / "student.json").write_text(described.replace('"schema": 1', '"schema": 2'))
     with pytest.raises(UserError, match="has schema 2, this version reads 1"):
-        export.load_student(run)
+        load_student(run)
     (run / "student.json").write_text(described[:40])
     with pytest.raises(UserError, match=r"student\.json cannot be read"):
-        export.load_student(run)
+        load_student(run)
     (run / "student.json").write_text(described.replace('"source"', '"origin"'))
     with pytest.raises(UserError, match=r"student\.json lacks source"):
-        export.load_student(run)
+        load_student(run)
     (run / "student.json").write_text(described)
     with (run / "student.safetensors").open("ab") as file:
         file.write(b"more")
     with pytest.raises(UserError, match="it was changed or is damaged"):
-        export.load_student(run)
+        load_student(run)
 
 
 def test_load_student_needs_the_users_own_network_file_unchanged(tmp_path: Path) -> None:
@@ -106,10 +107,10 @@ def test_load_student_needs_the_users_own_network_file_unchanged(tmp_path: Path)
     run = write_run(tmp_path / "run", nn.Linear(1, 1), f"{source}:small")
     source.write_text(source.read_text() + "# changed\n")
     with pytest.raises(UserError, match=r"mine\.py, the student's own network file, was changed"):
-        export.load_student(run)
+        load_student(run)
     source.unlink()
     with pytest.raises(UserError, match=r"mine\.py, the student's own network file, is gone"):
-        export.load_student(run)
+        load_student(run)
 
 
 def read_back(file: str, kind: str) -> Any:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from harness import checkpoint, distill, losses, moments, networks, resolve, views
+from harness import checkpoint, distill, layers, losses, moments, resolve, views
 from harness.errors import UserError
 from harness.inversion import Inversion, num_steps
 from harness.machine import Machine
@@ -125,7 +125,7 @@ def test_an_image_turn_leaves_student_and_teacher_as_they_were(method: str) -> N
     built = build(method)
     assert built.teacher
     for module in (built.teacher.module, built.student.module):  # they agree on a class, but not on how likely it is
-        bias = networks.head(module).bias
+        bias = layers.head(module).bias
         assert isinstance(bias, Tensor)
         bias.data[3] += 2
     still = [module.state_dict() for module in (built.teacher.module, built.student.module)]

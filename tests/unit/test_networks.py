@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from harness import networks, task
+from harness import files, layers, networks, own_file, task
 from harness.errors import UserError
 from tasks.classification.networks import NAMES, PadShortcut
 from tests.helpers import ROOT
@@ -61,11 +61,11 @@ PARAMETERS = {
 @pytest.mark.parametrize(("name", "count"), PARAMETERS.items())
 def test_number_of_parameters(name: str, count: int) -> None:
     with torch.device("meta"):
-        assert networks.num_parameters(build(name)) == count
+        assert layers.num_parameters(build(name)) == count
 
 
 def test_the_digits_student_has_a_seventh_of_its_teacher() -> None:
-    teacher, student = (networks.num_parameters(build(name, channels=1)) for name in ("cnn32", "cnn12"))
+    teacher, student = (layers.num_parameters(build(name, channels=1)) for name in ("cnn32", "cnn12"))
     assert (teacher, student) == (56_554, 8_254)
     assert 6.5 < teacher / student < 7.5
 
@@ -76,7 +76,7 @@ def test_every_name_answers_with_logits(name: str) -> None:
     assert module(torch.randn(2, 3, 32, 32)).shape == (2, 7)
     for layer in module.modules():  # a bias before a batch norm has no gradient but noise
         assert not isinstance(layer, nn.Conv2d) or layer.bias is None
-    assert networks.head(module) is [layer for layer in module.modules() if isinstance(layer, nn.Linear)][-1]
+    assert layers.head(module) is [layer for layer in module.modules() if isinstance(layer, nn.Linear)][-1]
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_torchvision_without_download(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_segmentation_models_pytorch() -> None:
     module = build("smp:DeepLabV3Plus/resnet18", classes=4, channels=1).eval()
     assert module(torch.randn(1, 1, 32, 48)).shape == (1, 4, 32, 48)
-    head = networks.head(module)
+    head = layers.head(module)
     assert isinstance(head, nn.Conv2d) and head.out_channels == 4
 
 
@@ -220,18 +220,18 @@ def own(tmp_path: Path) -> Callable[[str], str]:
 def test_a_users_own_file(own: Callable[[str], str], tmp_path: Path) -> None:
     x = torch.randn(2, 1, 9, 9)
     assert build(own("net"), classes=7, channels=1)(x).shape == (2, 7)
-    assert networks.head(build(own("net"), hidden=11)).in_features == 11
-    assert networks.head(build(own("fixed"), classes=7)).out_features == 4
+    assert layers.head(build(own("net"), hidden=11)).in_features == 11
+    assert layers.head(build(own("fixed"), classes=7)).out_features == 4
     assert build(own("passes_on"), classes=7, channels=1)(x).shape == (2, 7)
-    assert networks.head(build(own("Net"), classes=7)).out_features == 7
-    assert networks.source_file(own("net")) == tmp_path / "my nets.py"
-    assert networks.source_file("resnet20") is None and networks.source_file("timm:resnet18") is None
+    assert layers.head(build(own("Net"), classes=7)).out_features == 7
+    assert own_file.source_file(own("net")) == tmp_path / "my nets.py"
+    assert own_file.source_file("resnet20") is None and own_file.source_file("timm:resnet18") is None
 
 
 def test_the_example_is_such_a_file() -> None:
     for name, count in (("resnet8", 89_322), ("resnet14", 186_538), ("resnet26", 380_970)):
         module = build(f"{EXAMPLE}:{name}")
-        assert networks.num_parameters(module) == count
+        assert layers.num_parameters(module) == count
         assert module(torch.randn(2, 3, 32, 32)).shape == (2, 10)
 
 
@@ -280,19 +280,19 @@ def test_a_users_file_that_is_not_there(tmp_path: Path) -> None:
 
 def test_features_are_the_input_of_the_head() -> None:
     module, x = build("resnet20").eval(), torch.randn(2, 3, 32, 32)
-    with networks.observe_features(module) as features:
+    with layers.observe_features(module) as features:
         logits = module(x)
     module(x)  # outside the context nothing is collected
     assert len(features) == 1 and features[0].shape == (2, 64)
-    assert torch.equal(networks.head(module)(features[0]), logits)
+    assert torch.equal(layers.head(module)(features[0]), logits)
     convolutions = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 5, 1), nn.ReLU())
-    assert networks.head(convolutions) is convolutions[2]
-    assert "neither a linear layer nor a convolution" in refusal(networks.head, nn.ReLU())
+    assert layers.head(convolutions) is convolutions[2]
+    assert "neither a linear layer nor a convolution" in refusal(layers.head, nn.ReLU())
 
 
 def test_a_file_is_recorded_by_path_size_and_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("weights.pt").write_bytes(b"abc")
     digest = hashlib.sha256(b"abc").hexdigest()
-    assert networks.file_record(Path("weights.pt")) == {"path": f"{tmp_path}/weights.pt", "size": 3, "sha256": digest}
-    assert "absent.pt cannot be read: No such file" in refusal(networks.sha256, Path("absent.pt"))
+    assert files.file_record(Path("weights.pt")) == {"path": f"{tmp_path}/weights.pt", "size": 3, "sha256": digest}
+    assert "absent.pt cannot be read: No such file" in refusal(files.sha256, Path("absent.pt"))

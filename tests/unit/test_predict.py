@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from harness import export, networks, predict, task
+from harness import files, networks, predict, task
 from harness.errors import UserError
 from harness.images import Preprocessing, fit
+from harness.student import write_student
 
 SPEC = Preprocessing(8, 8, "bgr", (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
 
@@ -26,7 +27,7 @@ def write_run(folder: Path, names: list[str] | None) -> tuple[Path, nn.Module]:
         "task": "classification", "network": "cnn12", "arguments": {}, "classes": 7, "class_names": names,
         "preprocessing": dataclasses.asdict(SPEC), "source": None,
     }  # fmt: skip
-    export.write_student(folder, module, record)
+    write_student(folder, module, record)
     return folder, module.eval()
 
 
@@ -110,9 +111,9 @@ def test_unknown_device_and_dense_students_are_refused(tmp_path: Path) -> None:
     source.write_text("import torch\n\n\ndef network(classes):\n    return torch.nn.Conv2d(3, classes, 1)\n")
     record = {
         "task": "classification", "network": f"{source}:network", "arguments": {}, "classes": 7, "class_names": None,
-        "preprocessing": dataclasses.asdict(SPEC), "source": networks.file_record(source),
+        "preprocessing": dataclasses.asdict(SPEC), "source": files.file_record(source),
     }  # fmt: skip
-    export.write_student(tmp_path, nn.Conv2d(3, 7, 1), record)
+    write_student(tmp_path, nn.Conv2d(3, 7, 1), record)
     with pytest.raises(UserError, match="its student answers each pixel"):
         predict.predict(tmp_path, [image])
 

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from harness import building, config, sizes, task
 from harness.errors import UserError
-from harness.evaluate import Fitted, evaluating
+from harness.evaluate import Fitted
+from harness.layers import evaluating
 
 
 class Halving(nn.Module):

@@ -12,7 +12,7 @@ import pytest
 from harness import networks, scoring, task, weights
 from harness.config import build, image_shape
 from harness.data import evaluation_loader
-from harness.evaluate import evaluating
+from harness.layers import evaluating
 from tests.helpers import ROOT
 
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}

@@ -1,0 +1,76 @@
+"""Layers of a network by what they are for, what they answer on the way, and a network in evaluation mode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from harness.errors import UserError
+
+
+def head(module: nn.Module) -> nn.Module:
+    """The last linear layer, or where there is none the last convolution: its input is the penultimate features."""
+    return module.get_submodule(head_name(module))
+
+
+def head_name(module: nn.Module) -> str:
+    """The name of `head`'s layer."""
+    for kinds in (nn.Linear, (nn.Conv2d, nn.ConvTranspose2d)):
+        names: list[str] = [name for name, layer in module.named_modules() if isinstance(layer, kinds)]
+        if names:
+            return names[-1]
+    raise UserError(f"{type(module).__name__} has neither a linear layer nor a convolution, so no penultimate features")
+
+
+@contextmanager
+def observe_features(module: nn.Module) -> Iterator[list[Tensor]]:
+    """Collects the penultimate features of every forward pass inside the context: [B, F] or [B, F, h, w]."""
+    found: list[Tensor] = []
+
+    def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        found.append(inputs[0])
+
+    handle = head(module).register_forward_pre_hook(hook)
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def observe_maps(layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
+    """Inside, the list holds what each of the layers answered last: [B, C, h, w] each, in the layers' order."""
+    found: list[Tensor] = [Tensor()] * len(layers)
+
+    def hook(place: int, layer: nn.Module, inputs: object, output: Tensor) -> None:
+        found[place] = output
+
+    handles = [layer.register_forward_hook(partial(hook, place)) for place, layer in enumerate(layers)]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def evaluating(networks: Iterable[nn.Module]) -> Iterator[None]:
+    """Networks in evaluation mode without gradients; afterwards in the mode they were in."""
+    modes = [(network, network.training) for network in networks]
+    try:
+        for network, _ in modes:
+            network.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for network, training in modes:
+            network.train(training)
+
+
+def num_parameters(module: nn.Module) -> int:
+    """Number of parameters, trained or not; buffers do not count."""
+    return sum(parameter.numel() for parameter in module.parameters())
