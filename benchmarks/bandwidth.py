@@ -17,11 +17,12 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from harness import building, methods, resolve
+from harness import methods, resolve
+from harness.algorithm.moments import NormLayer
 from harness.config import Config
 from harness.distributed.runtime import Runtime
-from harness.machine import Machine
-from harness.moments import NormLayer
+from harness.networks import roles
+from harness.training.machine import Machine
 
 RECIPES = ("cifar10-resnet34-resnet18", "camvid-resnet50-mobilenetv2")
 WORLDS = (8, 64, 512)
@@ -79,7 +80,7 @@ def main() -> None:
 def _count(config: Config) -> tuple[float, dict[str, float], int]:
     """(floating-point operations of a round, bytes by network and of batch norm's sums, small reductions a round)."""
     turns = methods.find(config.method, config.variant)[0].turns(config)
-    machine = Machine(config, Runtime(config), turns, building.teacher(config))
+    machine = Machine(config, Runtime(config), turns, roles.teacher(config))
     with FlopCounterMode(display=False) as counter:
         for place in range(len(turns)):
             machine.play(0, place)

@@ -12,8 +12,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from harness import folder, log, task
+from harness import task
 from harness.errors import UserError
+from harness.run import folder, metrics
 
 HEADER = (
     "method | seed | rounds | student updates | share of published images | teacher | student | agreement | seconds"
@@ -30,7 +31,7 @@ def read(run: Path) -> dict[str, Any]:
     config, _ = folder.read_config(run)
     metric = task.load(result["task"]).primary_metric
     key = f"evaluation/student_{metric}"
-    curve = [(row["round"], row[key]) for row in log.read(run / "metrics.jsonl") if key in row]
+    curve = [(row["round"], row[key]) for row in metrics.read(run / "metrics.jsonl") if key in row]
     return {**result, "metric": metric, "curve": curve, "batch_size": config.batch_size}
 
 

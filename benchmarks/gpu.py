@@ -46,12 +46,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import pace, step
 from benchmarks.comparison import table
 from benchmarks.methods import DATA_FREE, RESULTS, add, machine, read
-from harness import distill, log, profile, resolve
+from harness import resolve
+from harness.commands.profile import measure
 from harness.config import Config, build
-from harness.data import data_root
+from harness.config.parse import Overlay, merge
 from harness.errors import UserError, one_line
-from harness.record import class_names
-from harness.strict import Overlay, merge
+from harness.run import metrics
+from harness.training import distill
+from harness.training.data import data_root
+from harness.training.record import class_names
 
 ROWS, WORK = RESULTS / "gpu.jsonl", Path("build") / "gpu"
 
@@ -217,12 +220,12 @@ def _share(pair: str, batch: int, variant: str, seconds: float) -> dict[str, flo
     """Operations of a round, the machine's peak in its precision, and the share of it that such rounds reach."""
     switched = merge(step.VARIANTS[variant], {"speed": {"compile": None, "cuda_graphs": None, "tf32": None}})
     settings = build(merge(merge(step.PAIRS[pair], {"batch_size": batch}), switched))
-    built = profile.machine(settings, print)
+    built = measure.machine(settings, print)
     with FlopCounterMode(display=False) as counted:
-        profile.play(built, 0)
+        measure.play(built, 0)
     usual = step.products()
     step.multiply(step.TF32)  # in which convolutions of fp32 numbers are
-    peak, _ = profile.peaks(built.runtime.device, built.runtime.dtype, settings.precision)
+    peak, _ = measure.peaks(built.runtime.device, built.runtime.dtype, settings.precision)
     step.multiply(usual)
     flop = counted.get_total_flops()
     return {"flop": flop, "peak": peak, "share": flop / seconds / peak}
@@ -267,7 +270,7 @@ def _run(name: str, suite: Suite, method: str, seed: int, budget: Budget) -> Cal
         assert last and last.result
         result = last.result
         score = next(value for key, value in result["student"].items() if key not in ("network", "parameters", "sizes"))
-        curve = [[row["seconds"], row["evaluation/agreement"]] for row in log.read(place / "metrics.jsonl")
+        curve = [[row["seconds"], row["evaluation/agreement"]] for row in metrics.read(place / "metrics.jsonl")
                  if "evaluation/agreement" in row]  # fmt: skip
         return [{
             "suite": name, "budget": f"seconds={budget.seconds:g}", "method": settings.method,

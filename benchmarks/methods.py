@@ -32,10 +32,11 @@ import yaml
 
 from benchmarks import pace, samples
 from benchmarks.comparison import draw, table
-from harness import folder, log, methods, resolve
+from harness import methods, resolve
 from harness.config import Config, identity
+from harness.config.parse import merge
 from harness.errors import UserError
-from harness.strict import merge
+from harness.run import folder, metrics
 
 RESULTS = Path(__file__).with_name("results")
 
@@ -140,7 +141,7 @@ def execute(run: Run, rounds: int, evaluate_every: int) -> dict[str, Any]:
         raise UserError(f"ddad distill {recipe} {' '.join(words)} ended with exit code {process.returncode}")
     score = next(value for key, value in result["student"].items() if key not in ("network", "parameters"))
     key = "evaluation/agreement"
-    curve = [[row["round"], row[key]] for row in log.read(output / "metrics.jsonl") if key in row]
+    curve = [[row["round"], row[key]] for row in metrics.read(output / "metrics.jsonl") if key in row]
     return {
         "suite": run.suite, "method": config.method, "variant": config.variant, "seed": run.seed,
         "words": list(run.words), "tuned": run.tuned, "trials": run.trials(), "rounds": rounds,

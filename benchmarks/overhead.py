@@ -25,10 +25,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from harness import building, networks, profile, resolve, task
+from harness import resolve, task
+from harness.commands.profile import measure
 from harness.config import Config, image_shape
-from harness.distill import rounds
-from harness.strict import Overlay
+from harness.config.parse import Overlay
+from harness.networks import build, roles
+from harness.training.distill import rounds
 
 PAIRS: dict[str, tuple[str, Overlay]] = {
     "digits": ("digits", {}),
@@ -44,9 +46,9 @@ PAIRS: dict[str, tuple[str, Overlay]] = {
 def bare(config: Config) -> float:
     """Seconds of all rounds in a hand-written loop."""
     torch.manual_seed(config.seed)
-    teacher = building.teacher(config).eval().requires_grad_(False)
-    student = networks.build(task.load(config.task), config.student.network, config.classes, image_shape(config)[0])
-    generator = building.generator(config)
+    teacher = roles.teacher(config).eval().requires_grad_(False)
+    student = build.network(task.load(config.task), config.student.network, config.classes, image_shape(config)[0])
+    generator = roles.generator(config)
     student_optimizer = torch.optim.SGD(student.parameters(), config.student.lr, 0.9, weight_decay=5e-4)
     generator_optimizer = torch.optim.Adam(generator.parameters(), config.generator.lr)
     schedules = [
@@ -100,10 +102,10 @@ def harnessed(config: Config) -> float:
 
 def within(config: Config) -> float:
     """Seconds of all rounds of the same machinery, with nothing between them."""
-    built = profile.machine(config, print)
+    built = measure.machine(config, print)
     began = time.perf_counter()
     for index in range(config.rounds):
-        profile.play(built, index)
+        measure.play(built, index)
     return time.perf_counter() - began
 
 

@@ -11,9 +11,10 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 
-from harness import methods, profile
+from harness import methods
+from harness.commands.profile import measure
 from harness.config import Config
-from harness.inversion import inverts, num_steps
+from harness.training.inversion import inverts, num_steps
 
 STEPS = (1, 11)
 """Image steps a batch of the two runs by which a step and the rest of a round are told apart."""
@@ -49,11 +50,11 @@ def rounds_in(settings: Config, measured: Sequence[float], seconds: float) -> in
 
 def seconds_a_round(settings: Config, rate_rounds: int) -> float:
     """Mean over so many rounds, or those that fit into ENOUGH seconds, after as many to warm up."""
-    built, index = profile.machine(settings, print), 0
+    built, index = measure.machine(settings, print), 0
     for _ in range(2):
         began, first = time.perf_counter(), index
         while index == first or (index - first < rate_rounds and time.perf_counter() - began < ENOUGH):
-            profile.play(built, index)
+            measure.play(built, index)
             index += 1
     return (time.perf_counter() - began) / (index - first)
 

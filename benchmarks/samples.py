@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from harness import images
 from harness.config import Config
+from harness.networks import preprocessing
 from tune.probe import generated, last_checkpoint
 
 COLUMNS = 16
@@ -22,7 +22,7 @@ def sample(config: Config, checkpoint: Path) -> np.ndarray:
     source, x = generated(config, checkpoint, "samples"), torch.empty(0)
     while len(x) < COLUMNS:
         x = torch.cat([x, next(source).float().cpu()])
-    shown = functional.pad(images.preprocessing(config).denormalise(x[:COLUMNS]), (0, 1), value=1.0)  # a gap
+    shown = functional.pad(preprocessing.preprocessing(config).denormalise(x[:COLUMNS]), (0, 1), value=1.0)  # a gap
     return np.concatenate(list(shown.permute(0, 2, 3, 1).numpy()), 1)
 
 

@@ -28,10 +28,11 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from harness import building, config, methods
+from harness import config, methods
+from harness.config.parse import Overlay
 from harness.distributed.runtime import Runtime, leave
-from harness.machine import Machine
-from harness.strict import Overlay
+from harness.networks import roles
+from harness.training.machine import Machine
 
 PAIR: Overlay = {
     "task": "classification",
@@ -71,7 +72,7 @@ def measure(setting: Setting, num_rounds: int, meeting: Path) -> dict[str, Any]:
     }  # fmt: skip
     settings = config.build({**PAIR, **overlay})
     turns = methods.METHODS[settings.method].turns(settings)
-    machine = Machine(settings, Runtime(settings), turns, building.teacher(settings))
+    machine = Machine(settings, Runtime(settings), turns, roles.teacher(settings))
     num_losses, reduce = 0, machine.runtime.reduce
 
     def counted(sums: Tensor) -> Tensor:

@@ -31,12 +31,13 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.methods import RESULTS, add, machine
-from harness import building, config, methods
+from harness import config, methods
+from harness.algorithm.latents import latents
 from harness.config import Config
+from harness.config.parse import Overlay, merge
 from harness.distributed.runtime import Runtime
-from harness.latents import latents
-from harness.machine import Machine
-from harness.strict import Overlay, merge
+from harness.networks import roles
+from harness.training.machine import Machine
 
 Round = Callable[[int], list[Tensor]]
 """Plays a round and returns the totals of its turns; the device may still be computing."""
@@ -105,7 +106,7 @@ VARIANTS: dict[str, Overlay] = {
 
 def ours(settings: Config) -> Round:
     """The harness's round."""
-    built = Machine(settings, Runtime(settings), _turns(settings), _quiet(building.teacher(settings)))
+    built = Machine(settings, Runtime(settings), _turns(settings), _quiet(roles.teacher(settings)))
     _quiet(built.student.module)
 
     def play(index: int) -> list[Tensor]:
@@ -117,9 +118,9 @@ def ours(settings: Config) -> Round:
 def plain(settings: Config, frozen: bool, device: torch.device) -> Round:
     """The same round as a script writes it; `frozen`: what does not learn collects no gradients."""
     dtype = torch.float64 if settings.precision == "fp64" else torch.float32
-    teacher = _quiet(building.teacher(settings)).to(device, dtype).eval()
-    student = _quiet(building.student(settings)).to(device, dtype).train()
-    generator = building.generator(settings).to(device, dtype).train()
+    teacher = _quiet(roles.teacher(settings)).to(device, dtype).eval()
+    student = _quiet(roles.student(settings)).to(device, dtype).train()
+    generator = roles.generator(settings).to(device, dtype).train()
     student_optimizer = torch.optim.SGD(student.parameters(), settings.student.lr, 0.9, weight_decay=5e-4)
     generator_optimizer = torch.optim.Adam(generator.parameters(), settings.generator.lr)
     distances: list[Tensor] = []

@@ -18,7 +18,7 @@ from harness.errors import Diverged, Lost, UserError
 
 if TYPE_CHECKING:
     from harness.config import Config
-    from harness.distill import Report
+    from harness.training.distill import Report
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -46,11 +46,11 @@ def distill(
     """Distil a student from a teacher without data; the same command again resumes."""
     resolved = _resolve(words, config)
     if dry_run:
-        from harness.estimate import estimate
+        from harness.commands.estimate import estimate
 
         estimate(resolved, output, print)
         return
-    from harness.distill import rounds
+    from harness.training.distill import rounds
 
     with _Signals() as signals:
         last = _follow(rounds(resolved, output, signals.reason, _say))
@@ -81,7 +81,7 @@ def launch(
 def teach(words: Words = None, config: ConfigFile = None, output: Output = None) -> None:
     """Train a recipe's teacher on real data, into the file the recipe distils from."""
     resolved = _resolve(words, config)
-    from harness.distill import teach as lessons
+    from harness.training.distill import teach as lessons
 
     with _Signals() as signals:
         last = _follow(lessons(resolved, output, signals.reason, _say))
@@ -109,12 +109,12 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Score a run's teacher and student again, or any network on a data set."""
-    from harness import scoring
+    from harness.commands import evaluate
 
     if (run is None) == (network is None):
         raise UserError("name either a run folder, or --network, --checkpoint and --data")
     if run is not None:
-        found = scoring.of_run(run, _say, {"data.name": data, "data.root": root and str(root)})
+        found = evaluate.of_run(run, _say, {"data.name": data, "data.root": root and str(root)})
     else:
         if checkpoint is None or data is None:
             raise UserError("--network goes with --checkpoint and --data")
@@ -127,8 +127,8 @@ def evaluate(
             "input.size": _size(size),
             "data.size": _size(size),
         }
-        found = scoring.of_network(str(network), checkpoint, data, given)
-    _print(found, as_json, scoring.table)
+        found = evaluate.of_network(str(network), checkpoint, data, given)
+    _print(found, as_json, evaluate.table)
 
 
 @app.command()
@@ -136,7 +136,7 @@ def predict(
     run: Run, images: Annotated[list[Path], typer.Argument(help="Image files.")], as_json: AsJson = False
 ) -> None:
     """What a run's student says of images."""
-    from harness.predict import predict as answers
+    from harness.commands.predict import predict as answers
 
     found = answers(run, images)
     lines = [f"{answer['image']}: {answer['class']} ({answer['probability']:.1%})" for answer in found]
@@ -151,7 +151,7 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write the student for use elsewhere, checked against the original."""
-    from harness.export import export as write
+    from harness.commands.export import export as write
 
     found = write(run, kind, output)
     _print(found, as_json, lambda _: [f"{found['file']}: largest difference {found['max_difference']:.2g}"])
@@ -168,8 +168,9 @@ def compare(
     figure: Annotated[Path | None, typer.Option(help="A file for a figure, such as figure.png.")] = None,
 ) -> None:
     """Show what runs differ in and what came of it: a table over seeds, a figure."""
-    from harness import compare as comparing
-    from harness import files, plots, runs, tables
+    from harness import files
+    from harness.compare import groups as comparing
+    from harness.compare import plots, runs, tables
 
     form = tables.form(kind, output)
     if figure:
@@ -245,11 +246,11 @@ def profile(
 ) -> None:
     """Measure where the time of a round goes, and how near it is to this machine's limit."""
     resolved = _resolve(words, config)
-    from harness import profile_report
+    from harness.commands.profile import report
 
-    found = profile_report.run(resolved, output, find_batch, trace, _say if as_json else _tell)
+    found = report.run(resolved, output, find_batch, trace, _say if as_json else _tell)
     if as_json:
-        _print(profile_report.record(found), True, lambda _: [])
+        _print(report.record(found), True, lambda _: [])
 
 
 @app.command()
@@ -265,7 +266,7 @@ def recipes() -> None:
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Say what works here: versions, devices, process groups, DeepSpeed, the MLflow store."""
-    from harness.doctor import examine
+    from harness.commands.doctor import examine
 
     _print(examine(), as_json, lambda found: [f"{key:14}{value}" for key, value in found.items()])
 
@@ -323,8 +324,8 @@ def _read(words: list[str] | None, file: Path | None) -> tuple[str | None, dict[
 
 
 def _follow(reports: Iterable[Report]) -> Report | None:
+    from harness.commands.progress import follow
     from harness.distributed.runtime import leave
-    from harness.progress import follow
 
     last = follow(reports) if _rank() == 0 else next(iter(deque(reports, maxlen=1)), None)
     leave()
@@ -348,7 +349,7 @@ def _conclude(report: Report | None) -> None:
         raise typer.Exit(128 + names[report.stopped] if report.stopped in names else 0)
     if _rank() > 0:
         return
-    from harness.progress import conclusion
+    from harness.commands.progress import conclusion
 
     conclusion(report)
 

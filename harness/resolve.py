@@ -14,8 +14,8 @@ from typing import Any, cast
 from harness import config as config_module
 from harness import methods, task
 from harness.config import UNTRAINED, Config
+from harness.config.parse import Overlay, merge, paths
 from harness.errors import UserError, nearest
-from harness.strict import Overlay, merge, paths
 
 
 def resolve(recipe: str | None = None, file: Overlay | None = None, overrides: Overlay | None = None) -> Config:

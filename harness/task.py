@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from harness.config import Config
+from harness.config.parse import Overlay
 from harness.errors import UserError, nearest
-from harness.strict import Overlay
 
 if TYPE_CHECKING:
     from PIL.Image import Image

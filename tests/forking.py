@@ -16,8 +16,8 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
         "harness.cli",
-        "harness.distill",
-        "harness.progress",
+        "harness.training.distill",
+        "harness.commands.progress",
         "tasks.classification.data",
         "tasks.classification.task",
         "torch._dynamo",

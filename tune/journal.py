@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness import files, folder, tracking
+from harness import files, tracking
 from harness.config import Config, build, flat, to_dict
-from harness.strict import merge
+from harness.config.parse import merge
+from harness.run import folder
 from harness.tracking import Experiment, Status
 from tune import probe, spaces, trial
 from tune.limits import Spent

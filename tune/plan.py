@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness import files, resolve, strict
+from harness import files, resolve
 from harness import task as tasks
-from harness.config import BOOKKEEPING, Config, build, flat, to_dict
+from harness.config import BOOKKEEPING, Config, build, flat, parse, to_dict
 from harness.errors import UserError, nearest
 from harness.methods import METHODS
 from tune import probe, spaces
@@ -215,7 +215,7 @@ def configuration(plan: Plan, sample: dict[str, Any]) -> Config:
     Every trial trains its student as often as the base does: where `student_steps` is sampled, `rounds` follows.
     The learning rates' horizon is that whole run, however early a scheduler may end it.
     """
-    over = strict.merge(plan.overrides, spaces.nested(sample))
+    over = parse.merge(plan.overrides, spaces.nested(sample))
     if "student_steps" in sample:
         over["rounds"] = math.ceil(budget(plan.base) / sample["student_steps"])
     return resolve.resolve(plan.recipe, plan.file, over)
@@ -234,7 +234,7 @@ def bookkeeping(config: Config, plan: Plan) -> Config:
         "pictures": False,
         "tracking": {"parent": plan.parent, "model": False},
     }
-    return build(strict.merge(to_dict(config), over))
+    return build(parse.merge(to_dict(config), over))
 
 
 def identity(plan: Plan) -> str:

@@ -17,15 +17,17 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from harness import building, files, sources
+from harness import files
 from harness.config import Config, image_shape
 from harness.distributed.runtime import Runtime
 from harness.errors import UserError
 from harness.files import sha256
-from harness.inversion import inverts
-from harness.layers import evaluating
 from harness.methods import METHODS
-from harness.pool import PREFIX, Pool
+from harness.networks import roles
+from harness.networks.layers import evaluating
+from harness.training import sources
+from harness.training.inversion import inverts
+from harness.training.pool import PREFIX, Pool
 
 SHARES = (0.10, 0.25, 0.50, 1.0)
 """Of the default run's rounds: when its generator makes its part of the probe."""
@@ -99,7 +101,7 @@ def check(sweep: Path, config: Config) -> None:
     given, expected = tuple(found.images.shape[1:]), image_shape(config)
     if given != expected:
         raise UserError(f"--probe {sweep}: its images are {given}, this run's {expected}: give a probe of this recipe")
-    if (same := judge(found, config.batch_size)(building.teacher(config))) < SAME_TEACHER:
+    if (same := judge(found, config.batch_size)(roles.teacher(config))) < SAME_TEACHER:
         raise UserError(f"--probe {sweep}: its answers are another teacher's, who says the same of {same:.0%}")
 
 
@@ -164,7 +166,7 @@ def generated(config: Config, checkpoint: Path, *keys: int | str) -> Iterator[Te
     """
     if inverts(METHODS[config.method].turns(config)):
         yield from _pooled(config, checkpoint, *keys)
-    generator = restored(building.generator(config), checkpoint, "generator").train()
+    generator = restored(roles.generator(config), checkpoint, "generator").train()
     device = next(generator.parameters()).device
     index = 0
     while True:
@@ -188,7 +190,7 @@ def _pooled(config: Config, checkpoint: Path, *keys: int | str) -> Iterator[Tens
 def _make(config: Config, checkpoint: Path, round_index: int) -> tuple[Tensor, Tensor]:
     """One generator's part: as many images of each class as there are, up to an equal share."""
     source = generated(config, checkpoint, "probe", round_index)
-    teacher = building.teacher(config)
+    teacher = roles.teacher(config)
     first = next(source)
     teacher = teacher.to(first.device)
     wanted = min(NUM_IMAGES, MAX_BYTES // (first[0].numel() * 4)) // len(SHARES)

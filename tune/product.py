@@ -6,14 +6,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import building, images, log, pictures
 from harness import config as config_module
 from harness import task as tasks
 from harness.config import Config, build, to_dict
-from harness.layers import evaluating
-from harness.record import NUM_SAMPLES, class_names
-from harness.strict import merge
+from harness.config.parse import merge
+from harness.networks import preprocessing, roles
+from harness.networks.layers import evaluating
+from harness.run import metrics, pictures
 from harness.tracking import Experiment
+from harness.training.record import NUM_SAMPLES, class_names
 from tune import journal, probe, trial
 from tune.journal import STATUS, Entry
 from tune.plan import Plan
@@ -68,14 +69,14 @@ def publish(plan: Plan, base: Config, found: dict[str, Any], parent: Experiment,
 def _pictures(config: Config, path: Path) -> list[Path]:
     """Curves of a trial, and images of its generator with what teacher and student say of them."""
     curves, samples = path / "curves.png", path / "samples.png"
-    pictures.curves(log.read(path / "metrics.jsonl"), curves, f"{config.recipe}, {path.name}")
+    pictures.curves(metrics.read(path / "metrics.jsonl"), curves, f"{config.recipe}, {path.name}")
     checkpoint = probe.last_checkpoint(path)
     assert checkpoint is not None
     x = next(probe.generated(config, checkpoint, "samples"))[:NUM_SAMPLES]
-    student, teacher = trial.student(config, path), building.teacher(config).to(x.device)
+    student, teacher = trial.student(config, path), roles.teacher(config).to(x.device)
     with evaluating([student, teacher]):
         t, s = teacher(x).float().cpu(), student(x).float().cpu()
-    rgb = images.preprocessing(config).denormalise(x.float()).cpu()
+    rgb = preprocessing.preprocessing(config).denormalise(x.float()).cpu()
     caption = f"{config.recipe}, the sweep's best, {path.name}"
     pictures.save_grid(tasks.load(config.task), samples, rgb, t, s, class_names(config), caption)
     return [curves, samples]

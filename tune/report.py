@@ -14,9 +14,11 @@ from typing import Any
 
 import yaml
 
-from harness import files, folder, log, plots
+from harness import files
+from harness.compare import plots
 from harness.config import BOOKKEEPING, Config, build, to_dict
-from harness.strict import merge
+from harness.config.parse import merge
+from harness.run import folder, metrics
 from tune import journal, probe, trial
 from tune.journal import Entry
 from tune.plan import PROBE, Plan, budget, identity, oracle
@@ -107,7 +109,7 @@ def _judgements(path: Path, real: str) -> Iterator[tuple[float, float, float]]:
     if not (path / "metrics.jsonl").exists():
         return
     config, _ = folder.read_config(path)
-    for row in log.read(path / "metrics.jsonl"):
+    for row in metrics.read(path / "metrics.jsonl"):
         if row.get(PROBE) is not None and row.get(real) is not None:
             yield round(8 * row["round"] / config.rounds) / 8, row[PROBE], row[real]
 

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from harness import strict
-from harness.config import BOOKKEEPING, Config, build, to_dict
+from harness.config import BOOKKEEPING, Config, build, parse, to_dict
 from harness.errors import UserError, nearest
 
 Kind = Literal["uniform", "log_uniform", "integer", "log_integer", "choice"]
@@ -154,7 +153,7 @@ def _distribution(name: str, content: object) -> Distribution:
 
 def check(space: Space, config: Config) -> None:
     """UserError for a path that there is not or that may not be searched, or a value that the field does not take."""
-    known = list(strict.paths(Config))
+    known = list(parse.paths(Config))
     base = to_dict(config)
     for path, distribution in space.items():
         if path not in known:
@@ -166,7 +165,7 @@ def check(space: Space, config: Config) -> None:
             raise UserError(f"space: {path} cannot be searched: it does not change a run's result")
         for value in _probes(distribution):
             try:
-                build(strict.merge(base, nested({path: value})))
+                build(parse.merge(base, nested({path: value})))
             except UserError as error:
                 raise UserError(f"space: {path}: {distribution.kind} does not fit the field: {error}") from None
 
@@ -185,7 +184,7 @@ def nested(sample: Mapping[str, Any]) -> dict[str, Any]:
     for path, value in sample.items():
         for name in reversed(path.split(".")):
             value = {name: value}
-        overlay = strict.merge(overlay, value)
+        overlay = parse.merge(overlay, value)
     return overlay
 
 

@@ -21,10 +21,10 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from harness import files, tracking
-from harness import folder as run_folder
 from harness.config import Config
 from harness.distributed.runtime import leave
 from harness.errors import Diverged, Lost, UserError
+from harness.run import folder as run_folder
 from tune import journal, probe, product, report, trial
 from tune.interrupts import Signals
 from tune.limits import Limits, Spent

@@ -1,4 +1,4 @@
-"""One trial: a sample of the space laid over the recipe, run by `harness.distill.rounds`. Knows no Ray.
+"""One trial: a sample of the space laid over the recipe, run by `harness.training.distill.rounds`. Knows no Ray.
 
 A trial's state is its run folder: the same call goes on in it, wherever and however often it was interrupted.
 """
@@ -18,12 +18,15 @@ from typing import Any
 
 from torch import nn
 
-from harness import building, distill, files, log, tracking
 from harness import config as config_module
-from harness import folder as run_folder
+from harness import files, tracking
 from harness.config import Config, build, to_dict, weight_at
+from harness.config.parse import merge
 from harness.errors import Diverged, UserError
-from harness.strict import merge
+from harness.networks import roles
+from harness.run import folder as run_folder
+from harness.run import metrics
+from harness.training import distill
 from tune import probe as probes
 from tune.plan import PROBE, REPORTS, Plan, bookkeeping, configuration, oracle
 
@@ -101,7 +104,7 @@ def run(
 
 def standing(plan: Plan, config: Config, path: Path) -> Standing | None:
     """How a trial stood at its last judgement, from its folder; None where there was none."""
-    rows = log.read(path / "metrics.jsonl") if (path / "metrics.jsonl").exists() else []
+    rows = metrics.read(path / "metrics.jsonl") if (path / "metrics.jsonl").exists() else []
     judged = [row for row in rows if plan.metric in row]
     return _standing(plan, config, path, judged[-1]["round"], judged[-1]) if judged else None
 
@@ -123,13 +126,13 @@ def judge(plan: Plan, config: Config) -> Callable[[nn.Module], dict[str, float]]
 
 def final_values(path: Path) -> dict[str, Any]:
     """All values of the last round of a run's metrics."""
-    rows = log.read(path / "metrics.jsonl")
+    rows = metrics.read(path / "metrics.jsonl")
     return {name: value for row in rows if row["round"] == rows[-1]["round"] for name, value in row.items()}
 
 
 def last_round(path: Path) -> int:
     """The last round that a run folder reports; 0 where there is none."""
-    rows = log.read(path / "metrics.jsonl") if (path / "metrics.jsonl").exists() else []
+    rows = metrics.read(path / "metrics.jsonl") if (path / "metrics.jsonl").exists() else []
     return int(rows[-1]["round"]) if rows else 0
 
 
@@ -170,7 +173,7 @@ def student(config: Config, path: Path) -> nn.Module:
     found = probes.last_checkpoint(path)
     if found is None:
         raise UserError(f"{path} holds no checkpoint yet")
-    return probes.restored(building.student(config), found, "student")
+    return probes.restored(roles.student(config), found, "student")
 
 
 def lineage(plan: Plan, config: Config, path: Path, origin: Origin | None) -> tuple[Config, Path]:
@@ -229,7 +232,7 @@ def _graft(origin: Path, round_index: int, config: Config, branch: Path, note: P
     (growing / "checkpoints").mkdir()
     shutil.copy(origin / "checkpoints" / name, growing / "checkpoints" / name)
     shutil.copy(origin / "metrics.jsonl", growing)
-    log.Log(growing / "metrics.jsonl", keep_through=round_index).close()
+    metrics.Log(growing / "metrics.jsonl", keep_through=round_index).close()
     if note.exists():
         shutil.copy(note, growing)
     growing.replace(branch)

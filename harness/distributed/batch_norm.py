@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from harness.algorithm.moments import NormLayer
 from harness.distributed.collectives import total
-from harness.moments import NormLayer
 
 
 def synchronise(module: nn.Module) -> None:

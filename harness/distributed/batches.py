@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from harness import optimizers
 from harness.config import Optimizer
+from harness.distributed import optimizers
 from harness.distributed.collectives import total
 from harness.distributed.engines import like, under, whole
 
 
 class BatchEngine:
-    """harness.players.Engine of a batch: parameters `own` of this process's images, and those that all images share.
+    """Engine of a batch: parameters `own` of this process's images, and those that all images share.
 
     Loss sums hand back W times the gradient (`collectives`). That of a shared parameter is the mean over the W
     processes; that of an image's own parameters is complete on its process, and is divided by W.

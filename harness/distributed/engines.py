@@ -11,8 +11,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from harness import optimizers
 from harness.config import Optimizer
+from harness.distributed import optimizers
 from harness.distributed.collectives import from_first
 
 
@@ -44,7 +44,7 @@ class Engine(Protocol):
 
 
 class ReplicatedEngine:
-    """One process, or DDP: harness.players.Engine. `wrapped` is the network or what synchronises its gradients."""
+    """One process, or DDP: Engine. `wrapped` is the network or what synchronises its gradients."""
 
     def __init__(
         self,

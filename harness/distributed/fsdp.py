@@ -12,15 +12,15 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from harness import optimizers
 from harness.config import Optimizer, Weights, ever, weight_at
+from harness.distributed import optimizers
 from harness.distributed.collectives import from_first, total
 from harness.distributed.engines import under, whole
 from harness.errors import UserError
 
 
 class ShardedEngine:
-    """harness.players.Engine over shards. The bare network gathers its weights by itself wherever it is called."""
+    """Engine over shards. The bare network gathers its weights by itself wherever it is called."""
 
     def __init__(
         self, accelerator: Accelerator, module: nn.Module, dtype: torch.dtype, settings: Optimizer, micro_batches: int

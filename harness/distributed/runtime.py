@@ -15,9 +15,8 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from harness import speed
 from harness.config import Config, Optimizer
-from harness.distributed import system, zero
+from harness.distributed import speed, system, zero
 from harness.distributed.batch_norm import synchronise
 from harness.distributed.collectives import loss_sum
 from harness.distributed.engines import Engine, ReplicatedEngine

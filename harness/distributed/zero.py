@@ -62,7 +62,7 @@ def autocast(module: nn.Module, device: torch.device, precision: str) -> nn.Modu
 
 
 class ZeroEngine(ReplicatedEngine):
-    """DeepSpeed's engine: harness.players.Engine. Stage 0 shards nothing, 1 moments, 2 gradients too, 3 weights too.
+    """DeepSpeed's engine: Engine. Stage 0 shards nothing, 1 moments, 2 gradients too, 3 weights too.
 
     From stage 1 on the torch optimiser inside holds flat tensors, this process's part of all parameters in fp32.
     """

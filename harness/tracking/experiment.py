@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import files, log
+from harness import files
 from harness.config import Config
+from harness.run import metrics
 from harness.tracking import models
 from harness.tracking.runs import MAX_PARAM, MAX_TAG, Status, Store, find_experiment, fit, log_params, resume
 from harness.tracking.stores import OFF, connect, located, public, why
@@ -156,7 +157,7 @@ class Experiment:
             store = Store(client, experiment_id, run.info.run_id)
             files.write(note, json.dumps({"run_id": store.run_id, "uri": self._public_uri}) + "\n")
         rows = self._folder / "metrics.jsonl"
-        for row in log.read(rows) if rows.exists() else []:
+        for row in metrics.read(rows) if rows.exists() else []:
             store.add(row["round"], {name: value for name, value in row.items() if name not in ("round", "seconds")})
         return store
 

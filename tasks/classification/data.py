@@ -2,7 +2,7 @@
 
 Every set passes through the same transforms. For testing, an image is scaled to cover the input and cropped about its
 centre: nothing happens where it has that size already. For training, `augment` adds what the set allows (`SETS`).
-Images are RGB in 0..1 until `harness.images` makes of them what the teacher takes.
+Images are RGB in 0..1 until `harness.networks.preprocessing` makes of them what the teacher takes.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from harness.config import Config, sides
-from harness.data import data_root
 from harness.errors import UserError, nearest
-from harness.images import fit, preprocessing
+from harness.networks.preprocessing import fit, preprocessing
 from harness.task import Split
+from harness.training.data import data_root
 from tasks.classification.formats import read_idx, unpickle_arrays
 
 SPLITS = Path(__file__).parent / "splits"

@@ -6,7 +6,7 @@ Published figures are top-1 accuracies in percent from the README of each method
 
 from __future__ import annotations
 
-from harness.strict import Overlay, merge
+from harness.config.parse import Overlay, merge
 from harness.task import Recipe
 
 DATA: dict[str, Overlay] = {

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from harness.config import Config
-from harness.strict import Overlay
+from harness.config.parse import Overlay
 from harness.task import Dataset, Metrics, Recipe, Split
 from tasks.classification import networks
 from tasks.classification.metrics import Counts

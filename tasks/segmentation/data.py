@@ -2,7 +2,7 @@
 
 For testing, an image keeps its own size, or is scaled to `data.size`; its labels are never resampled. For training,
 image and labels are scaled alike, a part of `input.size` is cut out at random, and mirrored half of the time.
-Images are RGB in 0..1 until `harness.images` makes of them what the teacher takes.
+Images are RGB in 0..1 until `harness.networks.preprocessing` makes of them what the teacher takes.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 
 from harness.config import Config, sides
-from harness.data import data_root
 from harness.errors import UserError, nearest
-from harness.images import Preprocessing, preprocessing
+from harness.networks.preprocessing import Preprocessing, preprocessing
 from harness.task import Split
+from harness.training.data import data_root
 from tasks.segmentation.formats import Codes, Files, NyuMat, read_mat
 from tasks.segmentation.metrics import VOID
 

@@ -6,7 +6,7 @@ what this project measured, with the command above it.
 
 from __future__ import annotations
 
-from harness.strict import Overlay, merge
+from harness.config.parse import Overlay, merge
 from harness.task import Recipe
 
 HALF = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}

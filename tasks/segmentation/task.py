@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from harness.config import Config
-from harness.strict import Overlay
+from harness.config.parse import Overlay
 from harness.task import Dataset, Metrics, Recipe, Split
 from tasks.segmentation import networks
 from tasks.segmentation.metrics import VOID, Counts

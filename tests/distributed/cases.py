@@ -13,11 +13,14 @@ import torch
 from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
-from harness import building, checkpoint, evaluate, generators, methods
 from harness import config as config_module
+from harness import methods
+from harness.algorithm import generators
+from harness.config.parse import Overlay, merge
 from harness.distributed.runtime import Runtime, leave
-from harness.machine import Machine
-from harness.strict import Overlay, merge
+from harness.networks import roles
+from harness.training import checkpoint, evaluate
+from harness.training.machine import Machine
 
 SMALL: Overlay = {
     "task": "classification",
@@ -116,7 +119,7 @@ def build(over: Overlay) -> Machine:
     """The machine of a case on the processes there are."""
     config = config_module.build(merge(SMALL, over))
     turns = methods.METHODS[config.method].turns(config)
-    return Machine(config, Runtime(config), turns, building.teacher(config))
+    return Machine(config, Runtime(config), turns, roles.teacher(config))
 
 
 def play(machine: Machine, start: int = 0, rounds: int | None = None) -> None:
@@ -155,7 +158,7 @@ def evaluate_digits(out: Path) -> None:
     """For `ranks.run`: scores of untrained networks on the digits' test images, and what one image counts."""
     config = config_module.build(merge(DIGITS, {}))
     runtime = Runtime(config)
-    networks = [runtime.place(build(config)) for build in (building.teacher, building.student)]
+    networks = [runtime.place(build(config)) for build in (roles.teacher, roles.student)]
     scores = evaluate.measure(config, networks[0], networks[1], None, runtime)
     (out / f"{runtime.rank}.json").write_text(json.dumps([scores.agreement, scores.teacher, scores.student]))
     leave()

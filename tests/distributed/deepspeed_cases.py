@@ -15,12 +15,12 @@ import torch
 from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
-from harness import checkpoint
+from harness.config.parse import Overlay, merge
 from harness.distributed import zero
 from harness.distributed.runtime import leave
 from harness.errors import UserError
-from harness.machine import Machine
-from harness.strict import Overlay, merge
+from harness.training import checkpoint
+from harness.training.machine import Machine
 from tests.distributed import cases
 
 ROUNDS, HALF = 5, 3

@@ -13,12 +13,12 @@ from safetensors.torch import save, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from harness import checkpoint, evaluate
 from harness import task as tasks
+from harness.config.parse import Overlay, merge
 from harness.distributed.runtime import leave
 from harness.errors import UserError
-from harness.machine import Machine
-from harness.strict import Overlay, merge
+from harness.training import checkpoint, evaluate
+from harness.training.machine import Machine
 from tests.distributed import cases
 
 FSDP: Overlay = {"distributed": {"strategy": "fsdp"}}

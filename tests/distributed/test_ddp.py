@@ -9,8 +9,8 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
-from harness import checkpoint
-from harness.strict import Overlay
+from harness.config.parse import Overlay
+from harness.training import checkpoint
 from tests.distributed import cases, ranks
 
 pytestmark = pytest.mark.distributed

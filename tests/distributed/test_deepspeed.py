@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from harness import checkpoint
+from harness.config.parse import Overlay, merge
 from harness.errors import UserError
-from harness.strict import Overlay, merge
+from harness.training import checkpoint
 from tests.distributed import cases, deepspeed_cases, ranks
 from tests.distributed.deepspeed_cases import BF16, HALF, NORMALISED, PLAIN, STAGES, VARIANTS, name
 

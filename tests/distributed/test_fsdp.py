@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
-from harness.strict import merge
+from harness.config.parse import merge
 from tests.distributed import cases, fsdp_cases, ranks
 
 pytestmark = pytest.mark.distributed

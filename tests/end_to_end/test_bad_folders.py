@@ -17,8 +17,9 @@ import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 
-from harness import distill, resolve
+from harness import resolve
 from harness.errors import UserError
+from harness.training import distill
 from tests.end_to_end.conftest import (
     DIGITS,
     OWN,

@@ -17,7 +17,7 @@ from PIL import Image
 
 from harness import config as config_module
 from harness import task
-from harness.student import load_student
+from harness.run.student import load_student
 from tests.end_to_end.conftest import (
     SHORT,
     TEACHER,

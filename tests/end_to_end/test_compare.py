@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from harness import folder
+from harness.run import folder
 from tests.end_to_end.conftest import DIGITS, SMALL, UNTAUGHT, Ddad, Run, contents, copy_teacher
 from tests.end_to_end.test_sweep import give
 

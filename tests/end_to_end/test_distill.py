@@ -16,7 +16,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from harness import distill, networks, resolve, task
+from harness import resolve, task
+from harness.networks import build
+from harness.training import distill
 from tests.end_to_end.conftest import (
     CPU,
     QUIET,
@@ -163,7 +165,7 @@ def test_own_teacher_in_ones_own_file_without_any_data(
         "    return nn.Sequential(nn.Conv2d(3, width, 3, bias=False), nn.BatchNorm2d(width), nn.ReLU(),\n"
         "                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(), nn.Linear(width, classes))\n"
     )
-    module = networks.build(task.load("classification"), "mine.py:net", 17, 3, {"width": 6})
+    module = build.network(task.load("classification"), "mine.py:net", 17, 3, {"width": 6})
     wrapped = {f"module.{key}": value for key, value in module.state_dict().items()}
     torch.save({"epoch": 3, "state_dict": wrapped, "optimizer": {"lr": 0.1}}, "mine.pth")
     words = ("teacher.network=mine.py:net", "teacher.arguments.width=6", "teacher.checkpoint=mine.pth", "classes=17")

@@ -14,7 +14,8 @@ import torch
 from packaging.requirements import Requirement
 from PIL import Image
 
-from harness import networks, task
+from harness import task
+from harness.networks import build
 from tests.helpers import ROOT, environment
 from tests.miniature import Nyu, camvid
 
@@ -71,7 +72,7 @@ import time
 from pathlib import Path
 from benchmarks import gpu, step
 from benchmarks.gpu import Budget, Suite
-from harness.strict import merge
+from harness.config.parse import merge
 small = {
     "batch_size": 4, "student_steps": 2, "generator": {"latent_size": 8, "width": 4}, "replay": {"memory": 64.0},
     "teach": {"epochs": 1, "batch_size": 2},
@@ -169,7 +170,7 @@ def test_what_a_gpu_machine_does_needs_nothing_else(tmp_path: Path, blocked: lis
                 Image.new("RGB", (16, 16), (100 * kind, 20 * index, 0)).save(folder / f"{index}.png")
     (tmp_path / "data" / "weights").mkdir()
     torch.save(
-        networks.build(task.load("classification"), "cnn8", 3, 3).state_dict(), tmp_path / "data/weights/mine.pth"
+        build.network(task.load("classification"), "cnn8", 3, 3).state_dict(), tmp_path / "data/weights/mine.pth"
     )
     done = subprocess.run(
         [sys.executable, "-c", RUN + REHEARSAL, json.dumps(blocked), json.dumps(compared)],

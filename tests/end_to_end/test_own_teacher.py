@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from harness import networks, task
+from harness import task
+from harness.networks import build
 from tests.end_to_end.conftest import Ddad
 
 NETWORK = """
@@ -39,7 +40,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DDAD_DATA", raising=False)
     Path("net.py").write_text(NETWORK)
-    module = networks.build(task.load("classification"), "net.py:shapes", 17, 3)
+    module = build.network(task.load("classification"), "net.py:shapes", 17, 3)
     module.train()(torch.randn(32, 3, 64, 64))
     weights = {f"module.{key}": value for key, value in module.state_dict().items()}
     torch.save(

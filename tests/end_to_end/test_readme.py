@@ -14,8 +14,10 @@ import torch
 import typer
 import yaml
 
-from harness import cli, networks, own_file, resolve, task
+from harness import cli, resolve, task
 from harness.config import image_shape
+from harness.networks import own_file
+from harness.networks.build import network
 from tests.end_to_end.conftest import Ddad
 from tests.helpers import ROOT
 
@@ -99,7 +101,7 @@ def test_ddad_line_parses_and_resolves(line: Line) -> None:
         assert given["data"] in known
         build(known[given["data"]], given["network"], 10, 3)
     if command == "export":
-        from harness.export import ENDINGS
+        from harness.commands.export import ENDINGS
 
         assert given["kind"] in ENDINGS
 
@@ -125,7 +127,7 @@ def build(of: str, name: str, classes: int, channels: int, arguments: dict[str, 
     if source and not (ROOT / source).exists():
         return
     with torch.device("meta"):
-        networks.build(task.load(of), str(ROOT / name) if source else name, classes, channels, arguments or {})
+        network(task.load(of), str(ROOT / name) if source else name, classes, channels, arguments or {})
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,10 @@ from PIL import Image
 from harness import config as config_module
 from harness import task
 from harness.config import Config
+from harness.config.parse import paths
 from harness.distributed.runtime import Runtime
-from harness.evaluate import measure
-from harness.strict import paths
-from harness.student import load_student
+from harness.run.student import load_student
+from harness.training.evaluate import measure
 from tests.end_to_end.conftest import (
     SHORT,
     TEACHER,

@@ -32,7 +32,7 @@ def test_smoke_recipes_need_no_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ddad: Ddad, name: str, method: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("harness.evaluate.NUM_GENERATED", 16)
+    monkeypatch.setattr("harness.training.evaluate.NUM_GENERATED", 16)
     said = ddad("distill", name, f"method={method}", "tracking.uri=none", "--output", "run")
     assert said.code == 0, said.err
     result = json.loads(Path("run/result.json").read_text())

@@ -217,7 +217,7 @@ def test_the_registered_model_answers_like_the_best_student(swept: Swept, monkey
     import mlflow.pytorch
     import torch
 
-    from harness.student import load_student
+    from harness.run.student import load_student
 
     found = json.loads((swept.folder / "report.json").read_text())
     student, _ = load_student(swept.folder / found["best"]["folder"])

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from harness import folder as run_folder
 from harness import resolve
+from harness.run import folder as run_folder
 from tests.distributed.starting import distance
 from tests.end_to_end import held_network
 from tests.end_to_end.conftest import CPU, rows

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from harness import building, machine, methods, resolve
+from harness import methods, resolve
+from harness.config.parse import Overlay, merge
 from harness.distributed.runtime import Runtime
-from harness.record import latest
-from harness.strict import Overlay, merge
+from harness.networks import roles
+from harness.training import machine
+from harness.training.record import latest
 
 CURVES = Path(__file__).with_name("curves.json")
 
@@ -48,7 +50,7 @@ def curve(case: str) -> list[dict[str, float]]:
     """Every loss of every round."""
     config = resolve.resolve("digits", None, merge(SMALL, CASES[case]))
     turns = methods.METHODS[config.method].turns(config)
-    built = machine.Machine(config, Runtime(config), turns, building.teacher(config))
+    built = machine.Machine(config, Runtime(config), turns, roles.teacher(config))
     rows = range(config.rounds)
     return [latest([(turn.kind, built.play(row, place)) for place, turn in enumerate(turns)]) for row in rows]
 

@@ -9,11 +9,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness import baselines, building, checkpoint, losses, maps, methods, networks, resolve, task
+from harness import methods, resolve, task
+from harness.algorithm import losses
+from harness.config.parse import Overlay, merge
 from harness.distributed.runtime import Runtime
 from harness.errors import UserError
-from harness.machine import Machine
-from harness.strict import Overlay, merge
+from harness.methods import baselines
+from harness.networks import maps, roles
+from harness.networks.build import network
+from harness.training import checkpoint
+from harness.training.machine import Machine
 from tests.unit.test_losses import value
 
 SMALL: Overlay = {
@@ -47,7 +52,7 @@ def build(method: str, recipe: str = "digits", over: Overlay | None = None) -> M
         small = merge(small, INVERTING)
     config = resolve.resolve(recipe, None, merge(small, over or {}))
     turns = methods.METHODS[method].turns(config)
-    return Machine(config, Runtime(config), turns, building.teacher(config))
+    return Machine(config, Runtime(config), turns, roles.teacher(config))
 
 
 def play_round(built: Machine, index: int) -> list[dict[str, Tensor]]:
@@ -167,15 +172,15 @@ def test_attention_without_a_common_size_is_refused() -> None:
 
 def test_attention_pairs_the_last_layers_of_each_size() -> None:
     config = resolve.resolve("digits")
-    small, large = building.student(config), building.teacher(resolve.untrained(config))
+    small, large = roles.student(config), roles.teacher(resolve.untrained(config))
     theirs, own = maps.shared(config, large, small)
-    for network, layers in ((large, theirs), (small, own)):
-        features = network.get_submodule("features")
+    for compared, layers in ((large, theirs), (small, own)):
+        features = compared.get_submodule("features")
         assert layers == [features[5], features]  # the activation before the pool, and all before the average
-    classifier = networks.build(task.load("classification"), "resnet20", 10, 3)
+    classifier = network(task.load("classification"), "resnet20", 10, 3)
     expected = [classifier.get_submodule(name) for name in ("layer1", "layer2", "layer3")]
     assert list(maps.last_by_size(classifier, torch.zeros(2, 3, 32, 32)).values()) == expected
-    dense = networks.build(task.load("segmentation"), "unet4", 3, 3)
+    dense = network(task.load("segmentation"), "unet4", 3, 3)
     expected = [dense.get_submodule(name) for name in ("up1", "up2", "bottom")]
     assert list(maps.last_by_size(dense, torch.zeros(2, 3, 32, 32)).values()) == expected
 

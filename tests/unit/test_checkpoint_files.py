@@ -15,16 +15,17 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from harness import networks, task
+from harness import task
 from harness.errors import UserError
-from harness.weights import load
+from harness.networks.build import network
+from harness.networks.weights import load
 
 CLASSIFICATION = task.load("classification")
 NAME = "teacher.network=resnet20"
 
 
 def build(classes: int = 10, name: str = "resnet20") -> nn.Module:
-    return networks.build(CLASSIFICATION, name, classes, 3)
+    return network(CLASSIFICATION, name, classes, 3)
 
 
 def weights(classes: int = 10, name: str = "resnet20") -> dict[str, Tensor]:

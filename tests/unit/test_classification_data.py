@@ -19,10 +19,10 @@ from torch import Tensor
 from torchvision import datasets
 
 from harness.config import Config, build
-from harness.data import TrainingBatches, evaluation_loader
+from harness.config.parse import merge
 from harness.errors import UserError
-from harness.images import preprocessing
-from harness.strict import merge
+from harness.networks.preprocessing import preprocessing
+from harness.training.data import TrainingBatches, evaluation_loader
 from tasks.classification import data, task
 from tests.miniature import Cifar
 

@@ -9,7 +9,7 @@ import torch
 from PIL.Image import Image
 
 from harness.config import build
-from harness.images import preprocessing
+from harness.networks.preprocessing import preprocessing
 from tasks.classification import task
 
 LOGITS = torch.tensor(

@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness import compare, folder, log, plots, resolve, runs, tables, tracking
 from harness import config as config_module
+from harness import resolve, tracking
+from harness.compare import groups, plots, runs, tables
+from harness.compare.runs import Run
 from harness.config import Config
+from harness.config.parse import Overlay, merge
 from harness.errors import UserError
-from harness.runs import Run
-from harness.strict import Overlay, merge
+from harness.run import folder, metrics
 
 
 def a_config(over: Overlay | None = None, recipe: str = "digits") -> Config:
@@ -40,7 +42,7 @@ def a_run(
     config = a_config(merge({"teacher": {"checkpoint": str(teacher)}}, over or {}))
     path.mkdir()
     folder.open_run(path, config)
-    rows = log.Log(path / "metrics.jsonl")
+    rows = metrics.Log(path / "metrics.jsonl")
     for place, number in zip(reversed(range(len(evaluated))), evaluated, strict=True):
         rows.write(number, number / 4, {"student/total": 1.0, "rounds_per_second": 4.0})
         if accuracy is not None:
@@ -55,10 +57,10 @@ def a_run(
     return path
 
 
-def compared(*sources: Path | str, uri: str = "none") -> tuple[compare.Comparison, list[str]]:
+def compared(*sources: Path | str, uri: str = "none") -> tuple[groups.Comparison, list[str]]:
     said: list[str] = []
     found = runs.read([str(source) for source in sources], uri, said.append)
-    return compare.compare(*found, said.append), said
+    return groups.compare(*found, said.append), said
 
 
 def refusal(*sources: Path | str, uri: str = "none") -> str:
@@ -128,7 +130,7 @@ def test_terminal_breaks_no_line_unless_told_and_names_single_runs(six: list[Pat
 def test_values_may_hold_what_markdown_and_rich_read_as_marks(tmp_path: Path) -> None:
     marked = [Run(name, {"task": "classification", "seed": 0, "student.network": name}, {"agreement": 0.5})
               for name in ("a|b", "[bold]c[/bold]")]  # fmt: skip
-    found = compare.compare(marked, None, print)
+    found = groups.compare(marked, None, print)
     assert "| a\\|b |" in tables.markdown(found)
     assert "[bold]c[/bold]" in tables.terminal(found)
 
@@ -180,7 +182,7 @@ def test_what_is_refused(tmp_path: Path, six: list[Path]) -> None:
     assert "untrained has an untrained teacher" in refusal(six[0], untrained)
     smoke = {"teacher": {"checkpoint": str(tmp_path / "teacher.safetensors")}, "tracking": {"uri": "none"}}
     folder.open_run(tmp_path / "other", resolve.resolve("camvid-smoke", None, smoke))
-    log.Log(tmp_path / "other" / "metrics.jsonl").close()
+    metrics.Log(tmp_path / "other" / "metrics.jsonl").close()
     scores = {"miou": None, "pixel_accuracy": None}
     result = {"student": scores, "teacher": scores, "agreement": 0.5, "agreement_on": "generated", "wall_seconds": 1.0}
     folder.write_result(tmp_path / "other", result)
@@ -200,7 +202,7 @@ def sweep(tmp_path: Path) -> Path:
     (tmp_path / "sweep" / "trials").mkdir(parents=True)
     for name, (batch_norm, accuracy, probe) in {"a": (0.1, 0.5, 0.6), "b": (1, 0.7, 0.9), "c": (10, 0.6, 0.2)}.items():
         path = a_run(tmp_path / "sweep" / "trials" / name, accuracy, {"weights": {"batch_norm": batch_norm}})
-        rows = log.Log(path / "metrics.jsonl", keep_through=20)
+        rows = metrics.Log(path / "metrics.jsonl", keep_through=20)
         rows.write(20, 5.0, {"evaluation/student_accuracy": accuracy, "evaluation/probe_agreement": probe})
         rows.close()
     pruned = a_run(tmp_path / "sweep" / "trials" / "d", 0.3, {"weights": {"batch_norm": 100}}, evaluated=(10,))

@@ -14,9 +14,9 @@ from benchmarks.comparison import by_method, draw, paired, spread, student_t, ta
 from benchmarks.methods import Run
 from harness import resolve
 from harness.config import Config, identity
-from harness.distill import distill
 from harness.errors import UserError
-from harness.inversion import num_steps
+from harness.training.distill import distill
+from harness.training.inversion import num_steps
 from tune import spaces
 from tune.probe import last_checkpoint
 

@@ -10,8 +10,8 @@ import pytest
 from harness import config as config_module
 from harness import resolve
 from harness.config import weight_at
+from harness.config.parse import merge
 from harness.errors import UserError
-from harness.strict import merge
 
 LEAST = {"task": "classification", "classes": 3}
 

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness import building, layers, networks, resolve
 from harness import config as config_module
+from harness import resolve
 from harness import task as tasks
 from harness.config import Config, image_shape
-from harness.strict import merge
+from harness.config.parse import merge
+from harness.networks import build, layers, roles
 from harness.task import Task
 from tests.helpers import ROOT
 
@@ -71,7 +72,7 @@ def test_a_task_draws_its_answers_beside_labels(name: str) -> None:
 def test_a_recipes_networks_take_its_images_and_its_generator_makes_them(task: str, name: str) -> None:
     config = resolved(task, name)
     with torch.device("meta"):  # shapes alone: quick for the largest
-        for build in (building.teacher, building.student, building.generator):
+        for build in (roles.teacher, roles.student, roles.generator):
             build(config)
 
 
@@ -92,7 +93,7 @@ def test_a_recipes_networks_exist_and_the_student_is_not_larger(task: str, name:
     with torch.device("meta"):
         sizes = [
             layers.num_parameters(
-                networks.build(tasks.load(task), spec.network, config.classes, image_shape(config)[0], spec.arguments)
+                build.network(tasks.load(task), spec.network, config.classes, image_shape(config)[0], spec.arguments)
             )
             for spec in (config.teacher, config.student)
         ]

@@ -13,10 +13,12 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from harness import export, files, networks, own_file, task
+from harness import files, task
+from harness.commands import export
 from harness.errors import UserError
-from harness.images import Preprocessing, from_record
-from harness.student import load_student, write_student
+from harness.networks import build, own_file
+from harness.networks.preprocessing import Preprocessing, from_record
+from harness.run.student import load_student, write_student
 
 GRAY = Preprocessing(8, 8, "gray", (0.3,), (0.4,))
 
@@ -41,7 +43,7 @@ def write_run(folder: Path, module: nn.Module, network: str, **fields: Any) -> P
 def a_student(network: str = "cnn12", channels: int = 1) -> nn.Module:
     """With running statistics that matter."""
     torch.manual_seed(0)
-    module = networks.build(task.load("classification"), network, 10, channels, {})
+    module = build.network(task.load("classification"), network, 10, channels, {})
     module(torch.randn(32, channels, 8, 8))
     return module.eval()
 
@@ -122,7 +124,7 @@ def read_back(file: str, kind: str) -> Any:
         return lambda x: torch.from_numpy(session.run(None, {"images": np.asarray(x)})[0])
     if kind == "torch.export":
         return torch.export.load(file).module()
-    module = networks.build(task.load("classification"), "cnn12", 10, 1, {})
+    module = build.network(task.load("classification"), "cnn12", 10, 1, {})
     module.load_state_dict(load_file(file))
     return module.eval()
 
@@ -201,7 +203,7 @@ def test_a_file_that_answers_otherwise_is_not_written(tmp_path: Path, name: str,
     source = tmp_path / "mine.py"
     source.write_text(SOURCE)
     network, arguments = f"{source}:{name}", {"in_features": 64, "out_features": 10}
-    module = networks.build(task.load("classification"), network, 10, 1, arguments)
+    module = build.network(task.load("classification"), network, 10, 1, arguments)
     run = write_run(tmp_path / "run", module, network, arguments=arguments)
     with pytest.raises(UserError, match=message) as caught:
         export.export(run, kind)

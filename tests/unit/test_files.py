@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from harness import files, folder
+from harness import files
 from harness.errors import UserError
+from harness.run import folder
 
 
 def test_a_failed_write_leaves_what_was_there_and_nothing_else(tmp_path: Path) -> None:

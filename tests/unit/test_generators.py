@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from harness import generators
+from harness.algorithm import generators
 
 
 @pytest.mark.parametrize(

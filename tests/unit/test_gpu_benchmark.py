@@ -15,10 +15,11 @@ import torch
 from benchmarks import gpu, step
 from benchmarks.gpu import SUITES, Budget, Suite
 from benchmarks.methods import DATA_FREE, read
-from harness import building, profile
+from harness.commands.profile import measure
 from harness.config import build, to_dict
+from harness.config.parse import merge
 from harness.errors import UserError
-from harness.strict import merge
+from harness.networks import roles
 from tests.helpers import ROOT, environment
 
 SMALL = {
@@ -43,7 +44,7 @@ def test_the_round_and_the_plain_loop_agree(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_pairs_networks_fit(pair: str) -> None:
     config = build(step.PAIRS[pair])
     with torch.device("meta"):
-        for make in (building.teacher, building.student, building.generator):
+        for make in (roles.teacher, roles.student, roles.generator):
             make(config)
 
 
@@ -62,7 +63,7 @@ def test_every_job_of_a_suite_has_a_configuration(name: str, monkeypatch: pytest
         assert (config.method, config.seed, config.tracking.uri) == (method.partition(":")[0], 1, "none")
     untrained = build(merge(to_dict(config), {"teacher": {"checkpoint": "untrained"}}))
     with torch.device("meta"):
-        for make in (building.teacher, building.student, building.generator):
+        for make in (roles.teacher, roles.student, roles.generator):
             make(untrained)
 
 
@@ -127,11 +128,11 @@ def test_a_job_that_fails_is_noted_and_the_next_is_begun(tmp_path: Path) -> None
 
 
 def test_the_share_of_the_peak_is_of_counted_operations(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(profile, "MATRIX", {"cpu": 64})
-    monkeypatch.setattr(profile, "COPY_MIB", {"cpu": 1})
+    monkeypatch.setattr(measure, "MATRIX", {"cpu": 64})
+    monkeypatch.setattr(measure, "COPY_MIB", {"cpu": 1})
     monkeypatch.setitem(step.PAIRS, "tiny", merge(step.PAIRS["digits"], SMALL))
     found = gpu._share("tiny", 8, "eager", 0.5)
-    counted = profile.measure(profile.machine(build(merge(step.PAIRS["tiny"], {"batch_size": 8})), print)).flop
+    counted = measure.measure(measure.machine(build(merge(step.PAIRS["tiny"], {"batch_size": 8})), print)).flop
     assert found["flop"] == counted > 0
     assert found["share"] == pytest.approx(counted / 0.5 / found["peak"])
 

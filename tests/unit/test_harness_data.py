@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from harness.config import build
-from harness.data import TrainingBatches, data_root, evaluation_loader
 from harness.errors import UserError
+from harness.training.data import TrainingBatches, data_root, evaluation_loader
 
 
 @dataclass

@@ -12,13 +12,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from harness import checkpoint, distill, layers, losses, moments, resolve, views
+from harness import resolve
+from harness.algorithm import losses, moments, views
+from harness.algorithm.terms import Terms
+from harness.config.parse import merge
 from harness.errors import UserError
-from harness.inversion import Inversion, num_steps
-from harness.machine import Machine
 from harness.methods import Turn
-from harness.strict import merge
-from harness.terms import Terms
+from harness.networks import layers
+from harness.training import checkpoint, distill
+from harness.training.inversion import Inversion, num_steps
+from harness.training.machine import Machine
 from tests.unit.test_baselines import build, play_round
 from tests.unit.test_losses import P, Q, logits, value
 from tune import probe

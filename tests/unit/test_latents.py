@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from harness.latents import classes, latents, mix, shard
+from harness.algorithm.latents import classes, latents, mix, shard
 
 
 def test_every_key_counts() -> None:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness import losses
-from harness.terms import Term, settle
+from harness.algorithm import losses
+from harness.algorithm.terms import Term, settle
 
 
 def value(term: Term) -> float:

@@ -10,8 +10,8 @@ import torch
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
-from harness import losses, moments
-from harness.terms import settle
+from harness.algorithm import losses, moments
+from harness.algorithm.terms import settle
 
 
 def distance(module: nn.Module, x: Tensor, form: str) -> Tensor:

@@ -12,8 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-from harness import files, layers, networks, own_file, task
+from harness import files, task
 from harness.errors import UserError
+from harness.networks import layers, own_file
+from harness.networks.build import network
 from tasks.classification.networks import NAMES, PadShortcut
 from tests.helpers import ROOT
 
@@ -22,7 +24,7 @@ EXAMPLE = f"{ROOT / 'examples' / 'karanchahal_resnet.py'}"
 
 
 def build(name: str, classes: int = 10, channels: int = 3, **arguments: Any) -> nn.Module:
-    return networks.build(CLASSIFICATION, name, classes, channels, arguments)
+    return network(CLASSIFICATION, name, classes, channels, arguments)
 
 
 def refusal(call: Callable[..., Any], *args: Any, **keywords: Any) -> str:
@@ -140,7 +142,7 @@ def test_arguments_that_do_not_fit() -> None:
     assert refusal(build, "resnet20", width=3) == (
         "network 'resnet20' takes no arguments, got width=3: remove them, or use a file of your own"
     )
-    assert "classes" in refusal(networks.build, CLASSIFICATION, "resnet20", 10, 3, {"classes": 5})
+    assert "classes" in refusal(build.build, CLASSIFICATION, "resnet20", 10, 3, {"classes": 5})
     assert "no_such" in refusal(build, "timm:resnet18", no_such=1)
     assert "no_such" in refusal(build, "torchvision:resnet18", no_such=1)
     assert "no_such" in refusal(build, "smp:Unet/resnet18", no_such=1)

@@ -11,8 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from harness import pictures, task
+from harness import task
 from harness.errors import UserError
+from harness.run import pictures
 
 
 def rows(count: int) -> list[dict[str, Any]]:

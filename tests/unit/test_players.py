@@ -9,11 +9,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from harness import checkpoint
 from harness.config import Optimizer
+from harness.distributed.optimizers import learning_rate
 from harness.errors import Diverged, UserError
-from harness.machine import Machine
-from harness.optimizers import learning_rate
+from harness.training import checkpoint
+from harness.training.machine import Machine
 from tests.unit.test_turns import build
 
 

@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness import checkpoint, resolve
+from harness import resolve
+from harness.config.parse import merge
 from harness.errors import UserError
-from harness.machine import Machine
 from harness.methods import METHODS
-from harness.pool import Pool
-from harness.strict import merge
+from harness.training import checkpoint
+from harness.training.machine import Machine
+from harness.training.pool import Pool
 from tests.unit.test_baselines import build, play_round, seen
 
 STEPS, FRESH = 5, 3

@@ -11,17 +11,19 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from harness import files, networks, predict, task
+from harness import files, task
+from harness.commands import predict
 from harness.errors import UserError
-from harness.images import Preprocessing, fit
-from harness.student import write_student
+from harness.networks import build
+from harness.networks.preprocessing import Preprocessing, fit
+from harness.run.student import write_student
 
 SPEC = Preprocessing(8, 8, "bgr", (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
 
 
 def write_run(folder: Path, names: list[str] | None) -> tuple[Path, nn.Module]:
     torch.manual_seed(1)
-    module = networks.build(task.load("classification"), "cnn12", 7, 3, {})
+    module = build.network(task.load("classification"), "cnn12", 7, 3, {})
     module(torch.randn(32, 3, 8, 8))
     record = {
         "task": "classification", "network": "cnn12", "arguments": {}, "classes": 7, "class_names": names,

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from harness import capacity, cli, profile, profile_report, resolve
+from harness import cli, resolve
+from harness.commands.profile import capacity, measure, report
+from harness.commands.profile.measure import Part, Profile
 from harness.errors import UserError
-from harness.profile import Part, Profile
 
 SMALL = {
     "batch_size": 4, "student_steps": 2, "teacher": {"checkpoint": "untrained", "network": "cnn8"},
@@ -20,14 +21,14 @@ SMALL = {
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(profile, "REPEATS", 1)
-    monkeypatch.setattr(profile, "MATRIX", {"cpu": 64})
-    monkeypatch.setattr(profile, "COPY_MIB", {"cpu": 1})
+    monkeypatch.setattr(measure, "REPEATS", 1)
+    monkeypatch.setattr(measure, "MATRIX", {"cpu": 64})
+    monkeypatch.setattr(measure, "COPY_MIB", {"cpu": 1})
 
 
 def test_a_profile_counts_every_part_of_a_round(tmp_path: Path) -> None:
     lines: list[str] = []
-    found = profile_report.run(resolve.resolve("digits", None, SMALL), tmp_path / "out", False, True, lines.append)
+    found = report.run(resolve.resolve("digits", None, SMALL), tmp_path / "out", False, True, lines.append)
     parts = {(part.network, part.learns, part.step): part for part in found.parts}
     assert {role: part.times for role, part in parts.items()} == {
         ("generator", False, "answer"): 2, ("teacher", False, "answer"): 2,
@@ -44,7 +45,7 @@ def test_a_profile_counts_every_part_of_a_round(tmp_path: Path) -> None:
     assert guest.flop == parts["student", False, "forward"].flop < own.flop
     assert all(part.seconds > 0 and part.bytes > 0 for part in found.parts)
     assert found.flop == sum(part.times * part.flop for part in found.parts)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(profile_report.OWN)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(report.OWN)
     assert json.loads((tmp_path / "out" / "profile.json").read_text())["flop"] == found.flop
     assert json.loads((tmp_path / "out" / "trace.json").read_text())["traceEvents"]
     with Image.open(tmp_path / "out" / "timeline.png") as picture:
@@ -57,8 +58,8 @@ def test_shares_are_of_the_machines_peaks() -> None:
     config = resolve.resolve("digits", None, SMALL)
     part = Part("student", True, "forward", 2, 3_000, 500, 0.25)
     found = Profile(config, [part], [[("student", True, "forward")]], 1.0, 24_000, 4_000, 2**20, "cpu")
-    whole = profile_report.rows(found)[-1]
-    assert profile_report.rows(found)[0][-3:] == ["50.0%", "50%", "50%"]
+    whole = report.rows(found)[-1]
+    assert report.rows(found)[0][-3:] == ["50.0%", "50%", "50%"]
     assert whole[-2:] == ["25%", "25%"]
 
 
@@ -114,4 +115,4 @@ def test_the_largest_batch_is_foretold_from_clear_growth() -> None:
 def test_supervised_has_no_profile(tmp_path: Path) -> None:
     config = resolve.resolve("digits", None, {**SMALL, "method": "supervised"})
     with pytest.raises(UserError, match="a profile is of a distillation"):
-        profile_report.run(config, tmp_path / "out", False, False, print)
+        report.run(config, tmp_path / "out", False, False, print)

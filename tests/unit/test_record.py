@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from harness import resolve
-from harness.record import COLLAPSED_ROWS, Record, latest
-from harness.strict import Overlay, merge
-from harness.terms import Terms
+from harness.algorithm.terms import Terms
+from harness.config.parse import Overlay, merge
+from harness.training.record import COLLAPSED_ROWS, Record, latest
 from tests.unit.test_turns import SMALL, build
 
 

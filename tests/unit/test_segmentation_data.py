@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from harness.config import Config, build
-from harness.data import TrainingBatches, evaluation_loader
+from harness.config.parse import merge
 from harness.errors import UserError
-from harness.strict import merge
+from harness.training.data import TrainingBatches, evaluation_loader
 from tasks.segmentation import task
 from tasks.segmentation.metrics import VOID
 from tests.miniature import Nyu, camvid

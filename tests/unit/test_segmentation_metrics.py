@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from harness.config import Config
 from harness.distributed.runtime import Runtime
-from harness.evaluate import on_test_set
 from harness.task import load
+from harness.training.evaluate import on_test_set
 from tasks.segmentation import task
 from tasks.segmentation.metrics import VOID
 

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harness import building, config, sizes, task
+from harness import config, task
 from harness.errors import UserError
-from harness.evaluate import Fitted
-from harness.layers import evaluating
+from harness.networks import roles, sizes
+from harness.networks.layers import evaluating
+from harness.training.evaluate import Fitted
 
 
 class Halving(nn.Module):
@@ -71,10 +72,10 @@ def test_a_run_is_refused_with_the_nearest_size(network: str, size: object, expe
     student = {"network": network}
     settings = config.build({"task": "segmentation", "classes": 3, "student": student, "input": {"size": size}})
     if expected is None:
-        building.student(settings)
+        roles.student(settings)
         return
     with pytest.raises(UserError) as caught:
-        building.student(settings)
+        roles.student(settings)
     line = str(caught.value)
     assert f"the nearest it takes is {expected}: " in line and "\n" not in line
 
@@ -83,12 +84,12 @@ def test_a_classifier_is_no_segmentation_network() -> None:
     student = {"network": "torchvision:resnet18"}
     settings = config.build({"task": "segmentation", "classes": 3, "student": student, "input": {"size": 32}})
     with pytest.raises(UserError, match=r"answers with \[2, 3\], expected logits \[2, 3, 32, 32\] of 3 classes$"):
-        building.student(settings)
+        roles.student(settings)
 
 
 @pytest.mark.parametrize("network", ["torchvision:lraspp_mobilenet_v3_large", "smp:Unet/mobilenet_v2"])
 def test_libraries_networks_answer_each_pixel(network: str) -> None:
     settings = config.build({"task": "segmentation", "classes": 3, "student": {"network": network}})
-    module = building.student(settings)
+    module = roles.student(settings)
     with evaluating([module]):
         assert module(torch.zeros(2, 3, 32, 32)).shape == (2, *task.load("segmentation").answer_shape(3, 32, 32))

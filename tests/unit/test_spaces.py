@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from harness import resolve, strict
-from harness.config import build, to_dict
+from harness import resolve
+from harness.config import build, parse, to_dict
 from harness.errors import UserError
 from tune import spaces
 from tune.spaces import Distribution
@@ -28,7 +28,7 @@ def test_every_point_of_a_shipped_space_is_a_run_of_the_recipe(name: str) -> Non
     spaces.check(space, DIGITS)
     for path, distribution in space.items():
         for value in distribution.grid():
-            config = build(strict.merge(to_dict(DIGITS), spaces.nested({path: value})))
+            config = build(parse.merge(to_dict(DIGITS), spaces.nested({path: value})))
             found: object = config
             for part in path.split("."):
                 found = getattr(found, part)

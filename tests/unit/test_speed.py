@@ -12,11 +12,12 @@ import torch
 from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from harness import checkpoint, distill, speed
 from harness import config as config_module
+from harness.config.parse import Overlay, merge
+from harness.distributed import speed
 from harness.errors import UserError
-from harness.machine import Machine
-from harness.strict import Overlay, merge
+from harness.training import checkpoint, distill
+from harness.training.machine import Machine
 from tests.unit.test_turns import SMALL, build, state
 
 pytestmark = pytest.mark.filterwarnings(

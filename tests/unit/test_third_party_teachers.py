@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from harness import networks, scoring, task, weights
+from harness import task
+from harness.commands import evaluate
 from harness.config import build, image_shape
-from harness.data import evaluation_loader
-from harness.layers import evaluating
+from harness.networks import weights
+from harness.networks.build import network
+from harness.networks.layers import evaluating
+from harness.training.data import evaluation_loader
 from tests.helpers import ROOT
 
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -24,7 +27,7 @@ OWN_FILE = f"{ROOT / 'examples' / 'karanchahal_resnet.py'}:"
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "network", "checkpoint", "normalisation", "published"),
+    ("name", "architecture", "checkpoint", "normalisation", "published"),
     [
         ("cifar10", "resnet20", "cifar10/akamaster/resnet20-12fca82f.th", IMAGENET, 91.73),
         ("cifar10", "wrn16_1", "cifar10/karanchahal/WRN16_1_cifar10.pth", CIFAR10, 91.75),
@@ -34,19 +37,24 @@ OWN_FILE = f"{ROOT / 'examples' / 'karanchahal_resnet.py'}:"
     ids=["akamaster-resnet20", "wrn16_1", "own-file-resnet14", "own-file-resnet14-cifar100"],
 )
 def test_accuracy(
-    data_root: Path, name: str, network: str, checkpoint: str, normalisation: dict[str, list[float]], published: float
+    data_root: Path,
+    name: str,
+    architecture: str,
+    checkpoint: str,
+    normalisation: dict[str, list[float]],
+    published: float,
 ) -> None:
     config = build(
         {
             "task": "classification",
             "classes": 100 if name == "cifar100" else 10,
-            "teacher": {"network": network, **normalisation},
+            "teacher": {"network": architecture, **normalisation},
             "data": {"name": name, "root": str(data_root)},
         }
     )
     classification = task.load(config.task)
-    teacher = networks.build(classification, network, config.classes, image_shape(config)[0])
-    weights.load(teacher, data_root / "weights" / checkpoint, network)
+    teacher = network(classification, architecture, config.classes, image_shape(config)[0])
+    weights.load(teacher, data_root / "weights" / checkpoint, architecture)
     metrics = classification.metrics(config.classes)
     with evaluating([teacher]):
         for images, labels in evaluation_loader(classification.dataset(config, "test"), batch_size=500):
@@ -65,6 +73,6 @@ def test_espnet_on_camvid(data_root: Path) -> None:
     given = {"data.root": str(data_root), "classes": 12, "data.size": [360, 480], "input.size": [360, 480]}
     normalisation = {"teacher.channels": "bgr", "teacher.mean": mean, "teacher.std": std}
     checkpoint = data_root / "weights" / "camvid" / "sacmehta" / "espnet_p_2_q_8_camvid.pth"
-    found = scoring.of_network(own_file, checkpoint, "camvid", given | normalisation)
+    found = evaluate.of_network(own_file, checkpoint, "camvid", given | normalisation)
     assert 100 * found["miou"] == pytest.approx(55.2, abs=1.0)
     assert len(found["per_class_iou"]) == 11

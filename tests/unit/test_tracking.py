@@ -23,10 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from harness import config as config_module
-from harness import log as row_log
 from harness import tracking
 from harness.config import Config
 from harness.errors import UserError
+from harness.run import metrics as row_log
 from harness.tracking import runs, stores
 from tests.helpers import environment
 

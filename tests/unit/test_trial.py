@@ -15,10 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from harness import distill, resolve
-from harness import folder as run_folder
+from harness import resolve
 from harness.config import flat
 from harness.errors import UserError
+from harness.run import folder as run_folder
+from harness.training import distill
 from tune import journal, plan, probe, report, spaces, trial
 from tune.journal import Entry
 from tune.plan import PROBE, Plan

@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness import building, methods
 from harness import config as config_module
+from harness import methods
+from harness.config.parse import Overlay, merge
 from harness.distributed.runtime import Runtime
 from harness.errors import Diverged, UserError
-from harness.machine import Machine
-from harness.strict import Overlay, merge
+from harness.networks import roles
+from harness.training.machine import Machine
 
 SMALL: Overlay = {
     "task": "classification",
@@ -29,7 +30,7 @@ SMALL: Overlay = {
 def build(over: Overlay | None = None) -> Machine:
     config = config_module.build(merge(SMALL, over or {}))
     turns = methods.METHODS[config.method].turns(config)
-    return Machine(config, Runtime(config), turns, building.teacher(config))
+    return Machine(config, Runtime(config), turns, roles.teacher(config))
 
 
 def state(module: nn.Module) -> dict[str, Tensor]:

@@ -1,0 +1,183 @@
+"""Discrepancies and generator terms: the equations of docs/method.md as functions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from harness.algorithm.moments import LayerMoments, kl_distance, norm_distance
+from harness.algorithm.terms import Term, mean
+
+# Discrepancies D(t, s): logits [B, K, ...] of teacher and student, temperature -> values whose mean is D.
+
+
+def l1(t: Tensor, s: Tensor, temperature: float) -> Tensor:
+    """|t - s|, [B, K, ...]."""
+    return (t - s).abs()
+
+
+def mse(t: Tensor, s: Tensor, temperature: float) -> Tensor:
+    """(t - s)^2, [B, K, ...]."""
+    return (t - s).square()
+
+
+def kl(t: Tensor, s: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(softmax(t / T) || softmax(s / T)), [B, ...]; T^2 keeps the gradient's scale (arXiv 1503.02531)."""
+    log_p, log_q = (t / temperature).log_softmax(1), (s / temperature).log_softmax(1)
+    return temperature**2 * F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)
+
+
+def js(t: Tensor, s: Tensor, temperature: float) -> Tensor:
+    """KL(p || m) / 2 + KL(q || m) / 2 with m = (p + q) / 2, natural logarithm, [B, ...]; at most ln 2."""
+    log_p, log_q = (t / temperature).log_softmax(1), (s / temperature).log_softmax(1)
+    log_m = torch.logaddexp(log_p, log_q) - math.log(2)
+    return ((log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m)) / 2).sum(1)
+
+
+DISCREPANCIES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {"l1": l1, "mse": mse, "kl": kl, "js": js}
+
+
+def cross_entropy(s: Tensor, labels: Tensor, ignore_index: int | None) -> Term:
+    """CE(s, y), mean over the labels [B] or [B, H, W] that are not `ignore_index`; what `ddad teach` descends."""
+    scored = labels != ignore_index if ignore_index is not None else torch.ones_like(labels, dtype=torch.bool)
+    values = F.cross_entropy(s, labels.masked_fill(~scored, 0), reduction="none") * scored
+    total = yield torch.stack([values.sum(), scored.sum().to(values.dtype)])
+    return total[0].div(total[1])
+
+
+def discrepancy(t: Tensor, s: Tensor, name: str, temperature: float) -> Term:
+    """D(t, s) over the global batch."""
+    return mean(DISCREPANCIES[name](t, s, temperature))
+
+
+def attention(t: Sequence[Tensor], s: Sequence[Tensor]) -> Term:
+    """Attention transfer (arXiv 1612.03928) over maps [B, C, h, w] of teacher and student, pair by pair.
+
+    sum_l mean (A(t_l) - A(s_l))^2, where A(f) is the mean of f^2 over channels as a vector [B, h w] of norm 1.
+    """
+    pairs = zip(t, s, strict=True)
+    return mean(torch.stack([(_attended(a) - _attended(b)).square().mean(1) for a, b in pairs]).sum(0))
+
+
+# Terms of the generator's turn.
+
+
+def adversarial(t: Tensor, s: Tensor, name: str, temperature: float, transform: str, where: str = "all") -> Term:
+    """A(D(t, s)); A is the identity, or log(1 + .) as in DFAD's segmentation.
+
+    `where` "agreed": a prediction counts 0 where t and s are of different classes (CMI, arXiv 2105.08584).
+    """
+    values = DISCREPANCIES[name](t, s, temperature)
+    if where == "agreed":
+        agreed = t.argmax(1) == s.argmax(1)
+        values = values * (agreed.unsqueeze(1) if values.dim() == t.dim() else agreed)
+    value = yield from mean(values)
+    return torch.log1p(value) if transform == "log1p" else value
+
+
+def batch_norm(moments: Sequence[LayerMoments], form: str) -> Term:
+    """R_bn: the sum over layers of `harness.algorithm.moments`' `norm` or `kl` distance."""
+    sizes = [layer.sums.numel() for layer in moments]
+    sums = (yield torch.cat([layer.sums for layer in moments])).split(sizes)
+    distance = norm_distance if form == "norm" else kl_distance
+    return torch.stack([distance(part, layer) for part, layer in zip(sums, moments, strict=True)]).sum()
+
+
+def one_hot(t: Tensor) -> Term:
+    """CE(t, argmax t), mean over samples and pixels (DAFL, arXiv 1904.01186)."""
+    return mean(F.cross_entropy(t, t.argmax(1), reduction="none"))
+
+
+def class_balance(t: Tensor) -> Term:
+    """sum_c p_c ln p_c with p the mean of softmax(t) over the global batch: minus its entropy, in nats."""
+    total = yield torch.cat([_over_classes(t.softmax(1)), _num_positions(t)])
+    p = total[:-1] / total[-1]
+    value: Tensor = torch.xlogy(p, p.clamp_min(torch.finfo(p.dtype).tiny)).sum()  # its gradient at p = 0 stays finite
+    return value
+
+
+def sample_entropy(t: Tensor) -> Term:
+    """Entropy of softmax(t) in nats, mean over samples and pixels (DFQ, arXiv 2005.04136)."""
+    log_p = t.log_softmax(1)
+    return mean(-(log_p.exp() * log_p).sum(1))
+
+
+def activation(features: Tensor | None) -> Term:
+    """-mean |f| over the penultimate features (DAFL)."""
+    assert features is not None, "the teacher was not asked for its features"
+    return _negative(mean(features.abs()))
+
+
+def total_variation(x: Tensor) -> Term:
+    """Mean over samples of the sum of L2 norms of the differences in 4 directions (DeepInversion's code)."""
+    differences = (
+        x[..., :, 1:] - x[..., :, :-1],
+        x[..., 1:, :] - x[..., :-1, :],
+        x[..., 1:, 1:] - x[..., :-1, :-1],
+        x[..., 1:, :-1] - x[..., :-1, 1:],
+    )
+    per_sample = torch.stack([torch.linalg.vector_norm(difference.flatten(1), dim=1) for difference in differences])
+    return mean(per_sample.sum(0))
+
+
+def image_norm(x: Tensor) -> Term:
+    """Mean over samples of ||x||_2."""
+    return mean(torch.linalg.vector_norm(x.flatten(1), dim=1))
+
+
+def contrastive(local: Tensor, whole: Tensor, rows: range, total: int, bank: Tensor, temperature: float) -> Term:
+    """Each view of an image against the other views of all images, as a classification (CMI, arXiv 2105.08584).
+
+    `local`, `whole` [b, D]: two views of the images `rows` out of `total`; `bank` [2, M, D]: those of earlier images.
+    All have norm 1. CE over rows of local . whole^T / temperature, whose classes are the images: the mean over the
+    batch, plus the mean over the bank. `whole` and its bank are constants, as in the public code.
+    """
+    views = torch.stack([local, whole.detach()])
+    placed = views.new_zeros(2, total, views.shape[2])
+    placed[:, rows.start : rows.stop] = views
+    batch = (yield placed.flatten()).view(placed.shape)
+    left, right = torch.cat([batch, bank], 1)
+    values = F.cross_entropy(left @ right.detach().T / temperature, torch.arange(len(left), device=left.device),
+                             reduction="none")  # fmt: skip
+    return values[:total].mean() + (values[total:].mean() if bank.shape[1] else 0.0)
+
+
+# Watched, never descended: a generator that collapses shows here.
+
+
+def entropy(t: Tensor) -> Term:
+    """Entropy of the mean teacher prediction as a share of ln K: 1 is balanced, 0 is a single class."""
+    value = yield from class_balance(t.detach())
+    return -value / math.log(t.shape[1])
+
+
+def top_class(t: Tensor) -> Term:
+    """Share of the global batch that the teacher puts in its most frequent class."""
+    classes = torch.arange(t.shape[1], device=t.device)  # F.one_hot would have the host check the range
+    chosen = (t.detach().argmax(1).flatten()[:, None] == classes).to(t.dtype).sum(0)
+    total = yield torch.cat([chosen, _num_positions(t)])
+    return total[:-1].max() / total[-1]
+
+
+def _negative(term: Term) -> Term:
+    value = yield from term
+    return -value
+
+
+def _attended(maps: Tensor) -> Tensor:
+    """[B, C, h, w] -> where the map is active, [B, h w], of norm 1 for each sample."""
+    return F.normalize(maps.square().mean(1).flatten(1))
+
+
+def _over_classes(p: Tensor) -> Tensor:
+    """[B, K, ...] -> sums over everything but the classes, [K]."""
+    return p.sum([axis for axis in range(p.dim()) if axis != 1])
+
+
+def _num_positions(t: Tensor) -> Tensor:
+    """Number of predictions (samples, or pixels) of this process, [1]."""
+    return t.new_full((1,), t.numel() / t.shape[1])

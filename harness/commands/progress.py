@@ -1,0 +1,88 @@
+"""How a run looks while it goes and when it ends: a live bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from harness import task as tasks
+from harness.training.distill import Report
+
+
+def follow(reports: Iterable[Report]) -> Report | None:
+    """Shows every report and returns the last; None where there was none."""
+    return _bar(reports) if sys.stdout.isatty() else _lines(reports)
+
+
+def losses(report: Report) -> str:
+    """`student 1.23  generator -0.45  agreement 97.1%`, and an alarm."""
+    values = report.values
+    shown = [f"{name.split('/')[0]} {value:.4g}" for name, value in values.items() if name.endswith("/total")]
+    shown += [f"{name.split('/')[1]} {value:.1%}" for name, value in values.items() if name.startswith("evaluation/")]
+    return "  ".join([*shown, report.alarm.upper()] if report.alarm and shown else shown)
+
+
+def conclusion(report: Report) -> None:
+    """The table of a finished run, and where to look next."""
+    result = report.result
+    assert result is not None
+    metrics = tasks.load(result["task"]).reported_metrics
+    table = Table("network", "parameters", *metrics, "agreement", "seconds")
+    for role in ("teacher", "student"):
+        if row := result[role]:
+            figures = (*(row[name] for name in metrics), result["agreement"] if role == "student" else None)
+            seconds = f"{result['wall_seconds']:.1f}" if role == "student" else ""
+            table.add_row(
+                f"{role} {row['network']}" + (" (untrained)" if row.get("untrained") else ""),
+                f"{row['parameters']:,}",
+                *("-" if figure is None else f"{figure:.2%}" for figure in figures),
+                seconds,
+            )
+    console = Console(markup=False)  # a path may hold [brackets]
+    console.print(table)
+    if result["agreement_on"] == "generated" and result["agreement"] is not None:
+        console.print("No test images: agreement is on generated ones; data.name and data.root name real ones.")
+    console.print(f"run folder  {report.folder}", soft_wrap=True)
+    if (report.folder / "samples").exists():
+        console.print(f"pictures    {report.folder / 'samples'}, {report.folder / 'curves.png'}", soft_wrap=True)
+    if (report.folder / "mlflow.json").exists():
+        console.print("experiments ddad ui")
+
+
+def _lines(reports: Iterable[Report]) -> Report | None:
+    last = None
+    for last in reports:
+        if not last.result and not last.stopped:
+            print(
+                f"round {last.round}/{last.rounds}  {losses(last)}  {last.rounds_per_second:.2f} rounds/s  "
+                f"{_remaining(last)} left",
+                flush=True,
+            )
+    return last
+
+
+def _bar(reports: Iterable[Report]) -> Report | None:
+    columns = (
+        TextColumn("round"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"),
+        TextColumn("{task.fields[speed]:.2f} rounds/s"), TimeRemainingColumn(),
+    )  # fmt: skip
+    last = None
+    with Progress(*columns) as progress:
+        task: TaskID | None = None
+        for last in reports:
+            if task is None:
+                task = progress.add_task("", total=last.rounds, completed=last.round, speed=0.0)
+            text = losses(last) or None  # None keeps what stands there
+            progress.update(task, completed=last.round, speed=last.rounds_per_second, description=text)
+    return last
+
+
+def _remaining(report: Report) -> str:
+    if not report.rounds_per_second:
+        return "?"
+    minutes, seconds = divmod(int((report.rounds - report.round) / report.rounds_per_second), 60)
+    return f"{minutes}:{seconds:02d}"

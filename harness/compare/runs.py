@@ -1,0 +1,242 @@
+"""Runs to compare, read from run folders, sweeps and MLflow."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness import config as config_module
+from harness import methods, tracking
+from harness import task as tasks
+from harness.config import UNTRAINED
+from harness.errors import UserError
+from harness.run import folder, metrics
+
+MLFLOW = "mlflow:"
+"""What the name of an MLflow experiment is preceded by, where a folder may stand too."""
+
+UNFINISHED, NO_TEACHER, LESSON = "not finished", "of an untrained teacher", "the lesson of a teacher"
+"""Why a run is left out of an experiment; the first two refuse one that was named by itself."""
+
+REFUSALS = {
+    UNFINISHED: "is not finished: the command that began it goes on from where it stopped; or leave it out",
+    NO_TEACHER: "has an untrained teacher: its figures mean nothing, leave it out",
+}
+
+EVALUATION = "evaluation/"
+"""What the names of evaluations in a run's metrics begin with."""
+
+AGREEMENT, GENERATED = "agreement", "agreement on generated"
+TEACHER, SECONDS = "teacher", "seconds"
+"""Names of a run's scores, beside those of its task's metrics of the student."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as it is compared."""
+
+    name: str
+    """The run folder, or the name of the MLflow run."""
+    config: dict[str, Any]
+    """The fields that determine the result, by dotted path; those that are null are left out."""
+    scores: dict[str, float] = field(default_factory=dict)
+    """The final figures that there are: the task's reported metrics of the student, the names above, and what a sweep
+    judged by. Of a run that did not finish, those of its last evaluation."""
+    curve: list[dict[str, float]] = field(default_factory=list)
+    """Evaluations in order of rounds: "round", "seconds", and what was scored, by the names above."""
+    flaw: str | None = None
+    """Why it cannot be compared, one of the above; of a sweep's trial that did not finish, what became of it."""
+    sweep: str | None = None
+    """The sweep it is a trial of."""
+
+    @property
+    def seed(self) -> int:
+        """The run's own; the teacher's is in the configuration."""
+        return int(self.config["seed"])
+
+    @property
+    def key(self) -> str:
+        """Equal for runs that differ in their seeds alone."""
+        return json.dumps({path: value for path, value in self.config.items() if path != "seed"}, sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a sweep maximised."""
+
+    score: str
+    """One of its trials' scores."""
+    words: str
+    """The same for people, with its standing."""
+
+
+def read(sources: Sequence[str], uri: str, warn: Callable[[str], None]) -> tuple[list[Run], Objective | None]:
+    """Every run that the sources name, and the objective of the sweep among them.
+
+    A source is a run folder, a sweep folder, or `mlflow:EXPERIMENT` in the store at `uri`. What cannot be compared is
+    refused with a UserError where it was named by itself; of sweeps and experiments it is left out, and `warn` told.
+    """
+    experiments = [source.removeprefix(MLFLOW) for source in sources if source.startswith(MLFLOW)]
+    if 0 < len(experiments) < len(sources):
+        raise UserError(f"{MLFLOW}{experiments[0]} was given with folders: compare either, for runs are in both")
+    runs: list[Run] = []
+    objectives: set[Objective] = set()
+    for source in dict.fromkeys(sources):
+        path = Path(source)
+        if experiments:
+            found, objective = of_experiment(source.removeprefix(MLFLOW), uri)
+        elif is_sweep(path):
+            found, objective = of_sweep(path)
+        else:
+            run = of_folder(path)
+            if run.flaw:
+                raise UserError(f"{path} {REFUSALS[run.flaw]}")
+            runs.append(run)
+            continue
+        _account(source, found, warn)
+        runs += found
+        objectives |= {objective} if objective else set()
+    return runs, _one(objectives)
+
+
+def of_folder(path: Path, sweep: str | None = None) -> Run:
+    """A run from its folder; UserError where it is none."""
+    if not path.is_dir():
+        raise UserError(f"{path}: there is no such folder; expected a run, a sweep or {MLFLOW}EXPERIMENT")
+    config, records = folder.read_config(path)
+    flat = _determining(config_module.flat(config))
+    for role, record in records.items():  # the same file is the same file wherever it lies
+        flat[role] = f"{Path(flat[role]).name} ({record['sha256'][:8]})"
+    if config.teacher.checkpoint == UNTRAINED and methods.find(config.method, config.variant)[0].has_teacher:
+        return Run(str(path), flat, flaw=NO_TEACHER, sweep=sweep)
+    result = folder.result(path)
+    if result is None and sweep is None:
+        return Run(str(path), flat, flaw=UNFINISHED)
+    curve = _evaluations(metrics.read(path / "metrics.jsonl"), config.data.name)
+    last = {name: value for name, value in curve[-1].items() if name not in ("round", "seconds")} if curve else {}
+    if result is None:
+        return Run(str(path), flat, last, curve, UNFINISHED, sweep)
+    task = tasks.load(config.task)
+    try:
+        scores = {name: result["student"][name] for name in task.reported_metrics}
+        scores[AGREEMENT if result["agreement_on"] == "test" else GENERATED] = result["agreement"]
+        scores |= {TEACHER: (result["teacher"] or {}).get(task.primary_metric), SECONDS: result["wall_seconds"]}
+    except (KeyError, TypeError, AttributeError):
+        raise UserError(f"{path / 'result.json'} is not the result of a run of {config.task}: leave it out") from None
+    final = {name: value for name, value in scores.items() if value is not None}
+    return Run(str(path), flat, last | final, curve, sweep=sweep)
+
+
+def is_sweep(path: Path) -> bool:
+    """Whether a folder is a sweep's."""
+    return (path / "sweep.json").exists()
+
+
+def of_sweep(path: Path) -> tuple[list[Run], Objective]:
+    """The trials of a sweep folder that have ended, and what the sweep maximised."""
+    try:
+        content = json.loads((path / "sweep.json").read_text())
+        objective = Objective(_score_name(content["metric"]), content["objective_in_words"])
+        file = path / "trials.json"
+        trials = json.loads(file.read_text())["trials"] if file.exists() else []
+        outcomes = {path / trial["folder"]: trial["outcome"] for trial in trials}
+    except (OSError, ValueError, TypeError, KeyError):
+        raise UserError(f"{path} is no readable sweep (sweep.json, trials.json): name its run folders") from None
+    runs = [of_folder(folder, str(path)) for folder in outcomes if (folder / "config.yaml").exists()]
+    unfinished = {run.name: outcomes[Path(run.name)] for run in runs if run.flaw == UNFINISHED}
+    return [dataclasses.replace(run, flaw=unfinished.get(run.name, run.flaw)) for run in runs], objective
+
+
+def of_experiment(name: str, uri: str) -> tuple[list[Run], Objective | None]:
+    """The runs of an MLflow experiment, oldest first, and what a sweep in it maximised.
+
+    What others logged there is passed over. UserError where there are sweeps of different objectives.
+    """
+    records = tracking.recorded(uri, name)
+    sweeps = [record for record in records if record.tags.get("kind") == "sweep"]
+    objectives = {
+        Objective(
+            "probe_agreement" if record.tags["data_free_objective"] == "true" else record.params["objective"],
+            record.tags["objective"],
+        )
+        for record in sweeps
+    }
+    ours = [record for record in records if record.params.get("method") in methods.METHODS and record not in sweeps]
+    return [_of_record(record) for record in ours], _one(objectives)
+
+
+def _one(objectives: set[Objective]) -> Objective | None:
+    if len(objectives) > 1:
+        words = ", ".join(sorted(objective.words for objective in objectives))
+        raise UserError(f"sweeps of different objectives ({words}): compare those of one")
+    return next(iter(objectives), None)
+
+
+def _of_record(record: tracking.Recorded) -> Run:
+    """A run from MLflow, which holds no seconds: they are rounds over rounds per second, as of each evaluation."""
+    defaults = config_module.flat(config_module.Config())
+    flat = _determining(defaults | {path: _value(text) for path, text in record.params.items()})
+    flaw = None
+    if not methods.METHODS[flat["method"]].has_teacher:
+        flaw = LESSON
+    elif flat["teacher.checkpoint"] == UNTRAINED:
+        flaw = NO_TEACHER
+    elif record.status != "FINISHED":
+        flaw = record.tags.get("outcome", UNFINISHED)
+    speeds = dict(record.metrics.get("rounds_per_second", []))
+    rows: dict[int, dict[str, Any]] = {step: {"round": step, "seconds": step / speed} for step, speed in speeds.items()}
+    for metric, points in record.metrics.items():
+        for step, value in points:
+            if step in rows:
+                rows[step][metric] = value
+    curve = _evaluations(rows.values(), flat["data.name"])
+    last = {name: value for name, value in curve[-1].items() if name != "round"} if curve else {}
+    is_trial = "outcome" in record.tags  # a sweep's repetitions over seeds are children too, without an outcome
+    return Run(record.name, flat, last, curve, flaw, record.tags.get("mlflow.parentRunId") if is_trial else None)
+
+
+def _evaluations(rows: Iterable[Mapping[str, Any]], data: str) -> list[dict[str, float]]:
+    """The rows of metrics that hold an evaluation, under the names of a run's scores."""
+    found = []
+    for row in rows:
+        scores = {}
+        for name, value in row.items():
+            if name.startswith(EVALUATION) and value is not None:
+                what = _score_name(name)
+                scores[GENERATED if what == AGREEMENT and data == "none" else what] = value
+        if scores:
+            found.append({"round": row["round"], "seconds": row["seconds"], **scores})
+    return found
+
+
+def _score_name(metric: str) -> str:
+    """A metric of metrics.jsonl under the name that a run's scores have it by."""
+    return metric.removeprefix(EVALUATION).removeprefix("student_")
+
+
+def _determining(flat: Mapping[str, Any]) -> dict[str, Any]:
+    kept = config_module.BOOKKEEPING
+    return {path: value for path, value in flat.items() if path.partition(".")[0] not in kept and value is not None}
+
+
+def _value(text: str) -> Any:
+    """What MLflow holds as text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _account(source: str, runs: Sequence[Run], warn: Callable[[str], None]) -> None:
+    """Says how many runs are left out and why; UserError where none is left."""
+    flaws = Counter(run.flaw for run in runs if run.flaw)
+    reasons = ", ".join(f"{count} {flaw}" for flaw, count in flaws.items())
+    if not runs or flaws.total() == len(runs):
+        raise UserError(f"{source} has no run to compare ({reasons or 'it is empty'}): finish one, or name another")
+    if flaws:
+        warn(f"{source}: {flaws.total()} of {len(runs)} runs are left out ({reasons})")

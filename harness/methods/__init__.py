@@ -1,0 +1,5 @@
+"""Each method: the turns of a round, the terms of each turn, its named variants."""
+
+from harness.methods.rounds import INVERTED, METHODS, Method, Turn, find
+
+__all__ = ["INVERTED", "METHODS", "Method", "Turn", "find"]

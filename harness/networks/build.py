@@ -1,0 +1,112 @@
+"""Builds networks, a task's own, those of three libraries or a user's, and loads their weights."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from torch import nn
+
+from harness.errors import UserError, one_line
+from harness.networks import own_file
+from harness.task import Task
+
+
+def network(task: Task, name: str, classes: int, channels: int, arguments: Mapping[str, Any] = {}) -> nn.Module:
+    """The network of that name with fresh weights, [B, channels, H, W] -> logits [B, classes, ...].
+
+    `name` is one of the task's, "timm:NAME", "torchvision:NAME", "smp:ARCH/ENCODER" or "path/to/file.py:function";
+    `arguments` are passed on as keyword arguments. Nothing is downloaded unless an argument asks for it. Inside
+    `with torch.device("meta")` this is quick whatever the size: enough to check a name and to count parameters.
+    Raises UserError where no network comes of it.
+    """
+    if clash := sorted({"classes", "channels"} & arguments.keys()):
+        raise UserError(f"network {name!r}: {clash[0]} is not one of its arguments, it follows from the configuration")
+    library, _, rest = name.partition(":")
+    try:
+        if library in _LIBRARIES:
+            module: object = _LIBRARIES[library](rest, classes, channels, arguments)
+        elif ":" in name or name.endswith(".py"):
+            module = own_file.network(name, classes, channels, arguments)
+        else:
+            module = task.network(name, classes, channels, **arguments)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a library or a user's function raises: the line says which, and what
+        given = f" with {dict(arguments)}" if arguments else ""
+        raise UserError(
+            f"network {name!r} could not be built{given}: {type(error).__name__}: {one_line(error)}"
+        ) from error
+    if not isinstance(module, nn.Module):
+        raise UserError(f"network {name!r}: expected a torch.nn.Module, got {type(module).__name__}")
+    return module
+
+
+def _timm(name: str, classes: int, channels: int, arguments: Mapping[str, Any]) -> nn.Module:
+    import timm
+
+    if not timm.is_model(name.partition(".")[0]):
+        raise _unknown(f"timm:{name}", timm.list_models())
+    module: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes, in_chans=channels, **arguments)
+    return module
+
+
+def _torchvision(name: str, classes: int, channels: int, arguments: Mapping[str, Any]) -> nn.Module:
+    from torchvision import models
+
+    known = [*models.list_models(module=models), *models.list_models(module=models.segmentation)]
+    if name not in known:
+        raise _unknown(f"torchvision:{name}", known)
+    if channels != 3:
+        raise UserError(
+            f"network 'torchvision:{name}' takes 3 channels, these images have {channels}: use timm:NAME or a file of "
+            "your own, or set teacher.channels=rgb"
+        )
+    weights = {"weights": None}
+    if "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters:
+        weights["weights_backbone"] = None  # by default the backbone's are downloaded
+    module: nn.Module = models.get_model(name, num_classes=classes, **weights, **arguments)
+    module.register_forward_hook(_only_logits)
+    return module
+
+
+def _only_logits(module: nn.Module, inputs: object, output: Any) -> Any:
+    """torchvision's segmentation networks answer {"out": logits, ...}, some classifiers a tuple while training."""
+    return output["out"] if isinstance(output, dict) else getattr(output, "logits", output)
+
+
+def _smp(name: str, classes: int, channels: int, arguments: Mapping[str, Any]) -> nn.Module:
+    import segmentation_models_pytorch as smp
+
+    architecture, slash, encoder = name.partition("/")
+    if not slash:
+        raise UserError(f"network 'smp:{name}': expected smp:ARCH/ENCODER, such as smp:DeepLabV3Plus/resnet50")
+    architectures = {kind.__name__: kind for kind in smp.MODEL_ARCHITECTURES_MAPPING.values()}
+    if architecture not in architectures:
+        raise _unknown(f"smp:{architecture}/...", architectures)
+    if encoder not in smp.encoders.get_encoder_names() and not encoder.startswith("tu-"):  # tu-: any of timm's
+        raise _unknown(f"smp:.../{encoder}", smp.encoders.get_encoder_names())
+    build_one = architectures[architecture]
+    if not encoder.startswith("tu-"):  # other encoders would drop an argument that nobody knows, without a word
+        for key in arguments.keys() - inspect.signature(build_one).parameters.keys():
+            raise UserError(f"network 'smp:{name}' takes no argument {key!r}")
+    options = {"encoder_weights": None, **arguments}
+    module: nn.Module = build_one(encoder, in_channels=channels, classes=classes, **options)
+    return module
+
+
+_LIBRARIES: dict[str, Callable[[str, int, int, Mapping[str, Any]], nn.Module]] = {
+    "timm": _timm,
+    "torchvision": _torchvision,
+    "smp": _smp,
+}
+
+
+def _unknown(name: str, known: Collection[str]) -> UserError:
+    """Names the three nearest, however far: these lists are too long to be shown whole."""
+    word = re.split("[:/]", name.removesuffix("/..."))[-1]
+    close = difflib.get_close_matches(word, known, n=3, cutoff=0.0)
+    return UserError(f"unknown network {name!r}; the nearest names are {', '.join(close)}")

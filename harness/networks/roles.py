@@ -1,0 +1,104 @@
+"""The networks of a run, each from its part of the configuration and a seed of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from harness import errors
+from harness import task as tasks
+from harness.algorithm import generators
+from harness.algorithm.latents import mix
+from harness.config import UNTRAINED, Config, image_shape
+from harness.errors import UserError
+from harness.networks import build, preprocessing, sizes, weights
+from harness.networks.layers import evaluating
+
+
+def teacher(config: Config) -> nn.Module:
+    """The teacher with its weights; UserError where the file is missing or does not fit the network."""
+    spec = config.teacher
+    assert spec.checkpoint is not None
+    with seeded(config.seed, "teacher"):
+        module = build.network(
+            tasks.load(config.task), spec.network, config.classes, image_shape(config)[0], spec.arguments
+        )
+    if spec.checkpoint != UNTRAINED:
+        weights.load(module, Path(spec.checkpoint), f"teacher.network={spec.network}")
+    check_fit(f"teacher.network={spec.network}", module, config)
+    return module
+
+
+def student(config: Config) -> nn.Module:
+    """The student with fresh weights; UserError where it does not fit the images or the classes."""
+    spec = config.student
+    with seeded(config.seed, "student"):
+        module = build.network(
+            tasks.load(config.task), spec.network, config.classes, image_shape(config)[0], spec.arguments
+        )
+    check_fit(f"student.network={spec.network}", module, config)
+    return module
+
+
+def check_fit(name: str, module: nn.Module, config: Config) -> None:
+    """UserError unless a network takes images [B, C, H, W] of the run's size and answers with the task's logits."""
+    _check(name, module, config, torch.zeros(2, *image_shape(config)))
+
+
+def check_answer(name: str, module: nn.Module, config: Config) -> None:
+    """As `check_fit`, at the nearest size that the network takes: enough where images are resized for it."""
+    x = torch.zeros(2, *image_shape(config))
+    with evaluating([module]):
+        size = sizes.nearest(module, x)
+    _check(name, module, config, x if size is None else x.new_zeros(*x.shape[:2], *size))
+
+
+def _check(name: str, module: nn.Module, config: Config, x: Tensor) -> None:
+    height, width = x.shape[2:]
+    expected = [2, *tasks.load(config.task).answer_shape(config.classes, height, width)]
+    with evaluating([module]):
+        try:
+            answer: object = module(x)
+        except Exception as error:  # whatever a layer raises over a shape
+            reason = errors.one_line(error)
+            raise UserError(
+                f"{name} cannot take images {list(x.shape)}, which follow from input.size{_advice(module, x)}: {reason}"
+            ) from None
+        if not isinstance(answer, Tensor):
+            raise UserError(f"{name} answers with a {type(answer).__name__}, expected logits {expected}")
+        if list(answer.shape) != expected:
+            advice = _advice(module, x) if answer.dim() == len(expected) and answer.shape[1] == expected[1] else ""
+            raise UserError(
+                f"{name} answers with {list(answer.shape)}, expected logits {expected} of {expected[1]} classes{advice}"
+            )
+
+
+def _advice(module: nn.Module, x: Tensor) -> str:
+    """The size nearest to that of images x which the network takes, as part of a message; "" where there is none."""
+    size = sizes.nearest(module, x)
+    if size is None or size == tuple(x.shape[2:]):
+        return ""
+    return f"; the nearest it takes is input.size={size[0] if size[0] == size[1] else list(size)}"
+
+
+def generator(config: Config, *keys: int | str) -> nn.Module:
+    """The generator with fresh weights, others by `keys`; UserError where it cannot make images of the input size."""
+    spec, pixels = config.generator, preprocessing.preprocessing(config)
+    try:
+        with seeded(config.seed, "generator", *keys):
+            shape, normalisation = image_shape(config), (pixels.mean, pixels.std)
+            return generators.build(spec.network, spec.latent_size, shape, spec.width, normalisation)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+@contextmanager
+def seeded(*keys: int | str) -> Iterator[None]:
+    """Inside, torch's global generator starts from the keys; outside it is as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(mix(*keys))
+        yield

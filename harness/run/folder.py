@@ -1,0 +1,178 @@
+"""The run folder: whose it is, what it ran on, and what it found. `result.json` is written last."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from harness import config as config_module
+from harness import files
+from harness.config import UNTRAINED, Config
+from harness.errors import UserError
+from harness.networks import own_file
+
+VERSIONS = ("torch", "torchvision", "accelerate", "timm", "torchmetrics", "deepspeed", "mlflow", "ray", "numpy")
+
+
+def default(config: Config) -> Path:
+    """runs/<recipe>-<hash>: the same configuration finds its own run again."""
+    return Path("runs") / f"{config.recipe}-{config_module.identity(config)}"
+
+
+@contextmanager
+def claim(folder: Path) -> Iterator[None]:
+    """Holds the folder for this process alone; UserError where another holds it or it cannot be written."""
+    held = False
+    try:
+        with files.lock(folder / ".lock"):
+            held = True
+            files.sweep(folder)
+            yield
+    except BlockingIOError:
+        if held:
+            raise
+        raise UserError(f"{folder} is in use by another process: wait for it, or give another --output") from None
+
+
+def open_run(folder: Path, config: Config) -> None:
+    """Records the run in a fresh folder, or checks that the folder holds this very run."""
+    records = file_records(config)
+    _check_owner(folder, config, records)
+    content = {**config_module.to_dict(config), "records": records}
+    files.write(folder / "config.yaml", yaml.safe_dump(content, sort_keys=False))
+    files.write(folder / "environment.json", json.dumps(environment(), indent=1) + "\n")
+
+
+def finished(folder: Path, config: Config) -> dict[str, Any] | None:
+    """What this very run found, where it is finished; UserError where the folder belongs to another run."""
+    try:
+        if not folder.exists():
+            return None
+        _check_owner(folder, config, {})
+    except OSError as error:
+        raise UserError(f"{folder} cannot be a run folder: {error.strerror}") from None
+    return result(folder)
+
+
+def _check_owner(folder: Path, config: Config, records: Mapping[str, Mapping[str, Any]]) -> None:
+    if not (folder / "config.yaml").exists():
+        if foreign := sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")):
+            raise UserError(f"{folder} holds something else ({foreign[0]}): give another --output")
+        return
+    recorded, old_records = read_config(folder)
+    if differing := config_module.differences(recorded, config):
+        changes = _changes(recorded, config, differing)
+        raise UserError(f"{folder} belongs to another run ({changes}): give another --output")
+    for role, record in records.items():
+        if record["sha256"] != old_records.get(role, {}).get("sha256"):
+            raise UserError(
+                f"{folder}: {record['path']} ({role}) is not the file this run began with: "
+                "put that one back, or give another --output"
+            )
+
+
+def read_config(folder: Path) -> tuple[Config, dict[str, Any]]:
+    """The configuration in a run folder and its file records {role: {path, size, sha256}}."""
+    try:
+        content = yaml.safe_load((folder / "config.yaml").read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{folder} is not a run folder: its config.yaml cannot be read ({reason})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{folder} is not a run folder: its config.yaml holds no configuration")
+    records = content.pop("records", None)
+    if not isinstance(records, dict):
+        raise UserError(f"{folder} is not a run folder: its config.yaml has no records of the files it needs")
+    return config_module.build(content), records
+
+
+def file_records(config: Config) -> dict[str, dict[str, Any]]:
+    """Path, size and sha256 of every file outside the run folder that the result depends on, by role."""
+    found: dict[str, dict[str, Any]] = {}
+    checkpoint = config.teacher.checkpoint
+    if checkpoint and checkpoint != UNTRAINED:
+        found["teacher.checkpoint"] = files.file_record(Path(checkpoint))
+    for role, name in (("teacher.network", config.teacher.network), ("student.network", config.student.network)):
+        if source := own_file.source_file(name):
+            found[role] = files.file_record(source)
+    return found
+
+
+def result(folder: Path) -> dict[str, Any] | None:
+    """What a finished run found; None where it is not finished."""
+    try:
+        content: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / 'result.json'} cannot be read: {error}") from None
+    return content
+
+
+def write_result(folder: Path, content: Mapping[str, Any]) -> None:
+    """Writes result.json: from here on the run is complete."""
+    files.write(folder / "result.json", json.dumps(content, indent=1) + "\n")
+
+
+def environment() -> dict[str, Any]:
+    """Versions, commit, hardware, threads and command of this process."""
+    return {
+        "python": platform.python_version(),
+        "versions": {name: version for name in VERSIONS if (version := _version(name))},
+        "commit": commit(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "command": sys.argv,
+    }
+
+
+def commit() -> str | None:
+    """The commit of the code that runs, with `+` where the tree has changes; None outside a git checkout."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return None
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _changes(old: Config, new: Config, differing: list[str]) -> str:
+    before, after = config_module.flat(old), config_module.flat(new)
+    shown = [f"{path} is {before.get(path)!r} there, {after.get(path)!r} here" for path in differing[:3]]
+    return ", ".join(shown) + (f" and {len(differing) - 3} more" if len(differing) > 3 else "")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())

@@ -1,0 +1,89 @@
+"""What a run hands over: the student's weights, and plain data from which its network is rebuilt."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+from torch import nn
+
+from harness import files
+from harness import task as tasks
+from harness.errors import UserError
+from harness.networks import build, own_file, weights
+
+SCHEMA = 1
+"""Of student.json; rises only when the meaning of a field changes."""
+
+WEIGHTS, DESCRIPTION = "student.safetensors", "student.json"
+
+KEYS = ("task", "network", "arguments", "classes", "class_names", "preprocessing", "source", "sha256")
+"""What student.json holds beside `schema`."""
+
+
+def write_student(folder: Path, module: nn.Module, record: Mapping[str, Any]) -> None:
+    """Writes student.safetensors, and student.json: `record` with `schema` and the weights' `sha256` added.
+
+    `record` holds task, network, arguments, classes, class_names, preprocessing (`dataclasses.asdict`) and `source`:
+    `networks.file_record` of a user's own network file, or None. Raises UserError where the folder cannot be written.
+    """
+    path = folder / WEIGHTS
+    save_weights(module, path)
+    content = {"schema": SCHEMA, **record, "sha256": files.sha256(path)}
+    files.write(folder / DESCRIPTION, json.dumps(content, indent=1) + "\n")
+
+
+def load_student(run: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """The student of a run folder, in eval mode on the CPU, and its student.json.
+
+    Raises UserError where the folder is no run's, unfinished or damaged, or the user's network file is not the same.
+    """
+    record = _read_record(run)
+    if record["source"]:
+        _check_source(record["source"])
+    path = run / WEIGHTS
+    if files.sha256(path) != record["sha256"]:
+        raise UserError(f"{path} is not the file that {DESCRIPTION} describes: it was changed or is damaged")
+    channels = 1 if record["preprocessing"]["channels"] == "gray" else 3
+    task = tasks.load(record["task"])
+    name = own_file.located(record["network"], record["source"])
+    module = build.network(task, name, record["classes"], channels, record["arguments"])
+    weights.load(module, path, record["network"])
+    return module.eval(), record
+
+
+def save_weights(module: nn.Module, path: Path) -> None:
+    """All parameters and buffers by name, atomically; tensors that share memory are stored once for each name."""
+    weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
+    files.write(path, save(weights))  # safetensors' own file writer names no reason when the disk is full
+
+
+def _read_record(run: Path) -> dict[str, Any]:
+    """The content of student.json."""
+    path = run / DESCRIPTION
+    try:
+        record: dict[str, Any] = json.loads(path.read_text())
+        schema = record["schema"]
+    except FileNotFoundError:
+        if (run / "config.yaml").exists():
+            raise UserError(f"{run} is unfinished, it has no student yet: run `ddad distill` again") from None
+        raise UserError(f"{run} is not a run folder: it has no {DESCRIPTION}") from None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} cannot be read ({type(error).__name__}): expected what a finished run wrote") from None
+    if schema != SCHEMA:
+        raise UserError(f"{path} has schema {schema!r}, this version reads {SCHEMA}: use the version that wrote it")
+    if missing := [key for key in KEYS if key not in record]:
+        raise UserError(f"{path} lacks {', '.join(missing)}: expected what a finished run wrote")
+    return record
+
+
+def _check_source(source: Mapping[str, Any]) -> None:
+    """The user's network file is where it was, and the same."""
+    path = Path(source["path"])
+    if not path.exists():
+        raise UserError(f"{path}, the student's own network file, is gone: put it back to rebuild the student")
+    if files.sha256(path) != source["sha256"]:
+        raise UserError(f"{path}, the student's own network file, was changed since the run: put the old one back")

@@ -1,0 +1,150 @@
+"""Teacher and student through the same metrics, and their agreement; on real images, or on generated ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from harness import task as tasks
+from harness.config import Config, image_shape
+from harness.distributed.runtime import Runtime
+from harness.networks import sizes
+from harness.networks.layers import evaluating
+from harness.task import Dataset, Task
+from harness.training.data import evaluation_loader
+
+NUM_GENERATED = 2048
+"""Generated images an agreement without data is measured on, in batches of the run's own size."""
+
+
+Sizes = dict[str, list[int]]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What an evaluation found."""
+
+    agreement: float | None
+    """Share of scored positions at which teacher and student name the same class; None without both of them."""
+    agreement_on: Literal["test", "generated"]
+    teacher: dict[str, Any] = field(default_factory=dict)
+    """The task's metrics; empty without data or without a teacher."""
+    student: dict[str, Any] = field(default_factory=dict)
+    sizes: dict[str, list[Sizes]] = field(default_factory=dict)
+    """By role, every combination of sizes, [height, width], that occurred where logits are maps or images were resized.
+
+    `image` is the test image's, `network` what the network was given, `labels` what its logits were brought to.
+    """
+
+
+def measure(
+    config: Config,
+    teacher: nn.Module | None,
+    student: nn.Module,
+    generate: Callable[[int, int], Tensor] | None,
+    runtime: Runtime,
+) -> Scores:
+    """Scores on the whole test set of `config.data`, or agreement on `generate(batch size, index of the batch)`.
+
+    Every process has to call: each scores its share of the test set, or all of the generated images.
+    """
+    networks = {"student": student} | ({"teacher": teacher} if teacher else {})
+    if config.data.name != "none":
+        task = tasks.load(config.task)
+        data = task.dataset(config, "test")
+        place = runtime.rank, runtime.world_size
+        batches = evaluation_loader(data, _batch_size(config, data), *place, workers=config.data.workers)
+        return on_test_set(task, len(data.classes), networks, batches, runtime)
+    if teacher is None or generate is None:
+        return Scores(None, "generated")
+    count = -(-NUM_GENERATED // config.batch_size)
+    return Scores(agreement(teacher, student, (generate(config.batch_size, i) for i in range(count))), "generated")
+
+
+def on_test_set(
+    task: Task,
+    classes: int,
+    networks: dict[str, nn.Module],
+    batches: Iterable[tuple[Tensor, Tensor]],
+    runtime: Runtime,
+) -> Scores:
+    """Metrics over all batches of (x, labels) for the networks by role, "student" and perhaps "teacher".
+
+    `classes` are those of the data. Where logits are maps, images are resized to the nearest size that a network takes,
+    and its logits to the size of the labels.
+    """
+    metrics = {role: task.metrics(classes) for role in networks}
+    fitted = {role: Fitted(network) for role, network in networks.items()}
+    same, scored = torch.zeros(2, dtype=torch.long, device=runtime.device)
+    dtype = next(networks["student"].parameters()).dtype  # fp64 networks take no fp32 images
+    with evaluating(networks.values()):
+        for x, y in batches:
+            x, labels = x.to(runtime.device, dtype), y.to(runtime.device)
+            logits = {role: network(x, labels.shape[1:]) for role, network in fitted.items()}
+            for role, values in logits.items():
+                metrics[role].update(values, labels)
+            valid = labels != task.ignore_index if task.ignore_index is not None else torch.ones_like(labels).bool()
+            first, *others = (values.argmax(1) for values in logits.values())
+            same += sum(((first == other) & valid).sum() for other in others)
+            scored += valid.sum()
+    found = {role: metric.compute() for role, metric in metrics.items()}  # torchmetrics sums over the processes itself
+    counts = runtime.gather((same.item(), scored.item()))
+    num_same, num_scored = (sum(column) for column in zip(*counts, strict=True))
+    share = num_same / num_scored if len(networks) == 2 and num_scored else None
+    used = {role: _merged(runtime.gather(network.sizes)) for role, network in fitted.items()}
+    used = {role: sizes_met for role, sizes_met in used.items() if sizes_met}
+    return Scores(share, "test", found.get("teacher", {}), found.get("student", {}), used)
+
+
+def _merged(lists: list[list[Sizes]]) -> list[Sizes]:
+    """Every combination of sizes that occurred anywhere, once."""
+    every = [sizes_met for part in lists for sizes_met in part]
+    return [sizes_met for index, sizes_met in enumerate(every) if sizes_met not in every[:index]]
+
+
+class Fitted:
+    """A network for images of any size, in eval mode; it keeps account of the sizes it met."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self.sizes: list[Sizes] = []
+        self._taken: dict[tuple[int, ...], tuple[int, ...]] = {}
+
+    def __call__(self, x: Tensor, wanted: Sequence[int]) -> Tensor:
+        """x [B, C, H, W] -> logits [B, K], or [B, K, *wanted]; images and logits are resized where that is needed."""
+        given = tuple(x.shape[2:])
+        if given not in self._taken:
+            self._taken[given] = sizes.nearest(self.network, x) or given
+        taken = self._taken[given]
+        y: Tensor = self.network(x if taken == given else _resize(x, taken))
+        is_map = y.dim() == 4
+        record = {"image": list(given), "network": list(taken)} | ({"labels": list(wanted)} if is_map else {})
+        if record not in self.sizes and (is_map or taken != given):
+            self.sizes.append(record)
+        return y if not is_map or tuple(y.shape[2:]) == tuple(wanted) else _resize(y, wanted)
+
+
+def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
+    return F.interpolate(x, list(size), mode="bilinear", align_corners=False)
+
+
+def _batch_size(config: Config, data: Dataset) -> int:
+    """Images in a batch of evaluation: no more pixels than a batch of the run has."""
+    _, height, width = image_shape(config)
+    pixels = data[0][0][0].numel() if len(data) else height * width
+    return max(1, min(config.batch_size, config.batch_size * height * width // pixels))
+
+
+def agreement(teacher: nn.Module, student: nn.Module, images: Iterable[Tensor]) -> float:
+    """Share of positions of generated images at which teacher and student name the same class."""
+    same = total = 0
+    with evaluating([teacher, student]):
+        for x in images:
+            equal = teacher(x).argmax(1) == student(x).argmax(1)
+            same, total = same + int(equal.sum()), total + equal.numel()
+    return same / total

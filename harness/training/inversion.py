@@ -1,0 +1,258 @@
+"""Image turns: a batch of images is made by many steps of the generator's turn, and the best of it goes to the pool.
+
+The images of a batch are parameters of their own: pixels, or latents of a generator that begins anew with each batch,
+or begins where it has learnt to begin. Each batch starts from draws that are functions of (seed, round, turn, part, row
+in the global batch), so that nothing inside of one needs saving; what lasts from one to the next is the player's state.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from harness.algorithm import losses, views
+from harness.algorithm.latents import classes, latents, shard, uniform
+from harness.algorithm.moments import LayerMoments, shift_and_var
+from harness.algorithm.terms import Answer, Ask, Term, Terms
+from harness.algorithm.turns import generator_turn
+from harness.config import Config, ever, image_shape
+from harness.distributed.batches import BatchEngine
+from harness.distributed.runtime import Runtime
+from harness.methods import INVERTED, Turn
+from harness.networks import layers, preprocessing, roles
+from harness.training.players import Player
+from harness.training.pool import Pool
+from harness.training.teacher import Observed
+
+HEAD_SIZE, CONTRAST_TEMPERATURE = 256, 0.1
+"""Of the projected features, and of their similarities (CMI's public code)."""
+
+Loss = Callable[[Answer, Ask, Tensor, Tensor, Callable[[], Term]], Terms]
+"""(t, s, x, classes the images are made for, the contrastive term where it is wanted) -> terms."""
+
+
+class Batch(nn.Module):
+    """The images of this process's rows: pixels [b, C, H, W] that learn, or G(z) of latents [b, Z] that do."""
+
+    def __init__(self, start: Tensor, generator: nn.Module | None, look: Callable[[Tensor, Tensor], Tensor]) -> None:
+        """`look`: a view of images, given draws [b, 4]."""
+        super().__init__()
+        self.start, self.generator, self.look = nn.Parameter(start), generator, look
+        self.images = start
+
+    def forward(self, draws: Tensor) -> Tensor:
+        """The view of the images that the draws choose, [b, C, H, W]; `images` are the images themselves."""
+        self.images = self.start.view_as(self.start) if self.generator is None else self.generator(self.start)
+        return self.look(self.images, draws)
+
+
+class Head(nn.Module):
+    """Features [b, F] -> what the contrastive term compares, [b, D] of norm 1."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        hidden = nn.Linear(num_features, num_features)
+        self.layers = nn.Sequential(hidden, nn.ReLU(), nn.Linear(num_features, HEAD_SIZE))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[..., F] -> [..., D]."""
+        return F.normalize(self.layers(features), dim=-1)
+
+
+class Inversion:
+    """Everything that makes batches of images; `play` is one turn."""
+
+    def __init__(
+        self, config: Config, runtime: Runtime, source: str, teacher: Observed, student: Player, pool: Pool
+    ) -> None:
+        """`source`: what the images are made of, as `harness.methods.Turn` says."""
+        self.config, self.runtime, self.source = config, runtime, source
+        self.teacher, self.student, self.pool = teacher, student, pool
+        self.size = config.batch_size // config.micro_batches
+        self.rows = shard(self.size, runtime.rank, runtime.world_size)
+        self.steps = num_steps(config)
+        self._black = runtime.send(preprocessing.black(config).to(runtime.dtype))
+        self.generator = None if source == "pixels" else runtime.replica(roles.generator(config))
+        self.lasting = self._lasting()
+        self.batch = Batch(self._drawn(0, 0, 0), self.generator, self._look)
+        if "head" in self.lasting:
+            self.batch.add_module("head", self.lasting["head"])
+        latent_lr, num_batches = config.inversion.latent_lr, config.rounds * config.micro_batches
+        self.engine = BatchEngine(
+            self.batch, self.batch.start, config.generator, latent_lr, runtime.world_size, self.lasting, self.generator
+        )
+        self.player = Player("generator", self.engine, config.generator, num_batches * self.steps, student.health)
+
+    def play(self, round_index: int, turn_index: int, part: int, loss: Loss) -> Terms:
+        """Makes a batch of its own of each part; returns the terms of the last step."""
+        place = (round_index, turn_index, part)
+        self._begin(*place)
+        learning_rate = self.player.learning_rate()
+        judge = _Judge(self, loss, self._classes(*place), round_index * self.config.micro_batches + part)
+        for step in range(self.steps):
+            draws = self._uniform(8, "views", *place, step)
+            judge.local = draws[:, 4:]
+            terms = generator_turn(judge.ask, self.student, self.player, draws[:, :4], judge)
+        self.engine.finish(learning_rate * self.steps)  # as the public code scales it
+        with torch.no_grad():
+            self._remember(judge)
+            self.pool.answered(*place, self.teacher(self.pool.keep(*place, judge.images)))
+        return terms
+
+    def _begin(self, round_index: int, turn_index: int, part: int) -> None:
+        """What the batch starts from, and an optimiser that knows nothing of the one before."""
+        with torch.no_grad():
+            self.batch.start.copy_(self._drawn(round_index, turn_index, part))
+        if self.generator is not None:
+            place = (round_index, turn_index, part)
+            fresh = self.lasting["start"] if self.source == "meta" else roles.generator(self.config, *place)
+            self.generator.load_state_dict(fresh.state_dict())
+        self.engine.begin()
+
+    def _drawn(self, round_index: int, turn_index: int, part: int) -> Tensor:
+        """Pixels [b, C, H, W] or latents [b, Z] from N(0, I)."""
+        shape = image_shape(self.config) if self.source == "pixels" else (self.config.generator.latent_size,)
+        keys = (self.config.seed, "latents", round_index, turn_index)
+        drawn = latents(self._global(part), self.config.batch_size, math.prod(shape), *keys)
+        return self._here(drawn.view(-1, *shape))
+
+    def _classes(self, round_index: int, turn_index: int, part: int) -> Tensor:
+        """The class y [b] that each image is made for: in the global batch each as often as any other."""
+        keys = (self.config.seed, "classes", round_index, turn_index)
+        return self.runtime.send(classes(self._global(part), self.config.batch_size, self.config.classes, *keys))
+
+    def _uniform(self, count: int, name: str, round_index: int, turn_index: int, part: int, step: int) -> Tensor:
+        keys = (self.config.seed, name, round_index, turn_index, step)
+        return self._here(uniform(self._global(part), self.config.batch_size, count, *keys))
+
+    def _global(self, part: int) -> range:
+        """This process's rows of a part, in the global batch."""
+        return range(part * self.size + self.rows.start, part * self.size + self.rows.stop)
+
+    def _here(self, drawn: Tensor) -> Tensor:
+        return self.runtime.send(drawn.to(self.runtime.dtype))
+
+    def _look(self, x: Tensor, draws: Tensor) -> Tensor:
+        """What the networks see of the images in a step."""
+        mirror = self.config.input.mirror
+        if self.config.inversion.views == "jitter":
+            return views.jitter(x, draws, mirror)
+        if self.config.inversion.views == "crop":
+            return views.crop(x, draws, mirror, self._black.to(x.dtype))
+        return x
+
+    def _lasting(self) -> nn.ModuleDict:
+        """What goes on from batch to batch: the generator's start, the contrastive head, and a memory of the past."""
+        lasting = nn.ModuleDict()
+        if self.source == "meta":
+            lasting["start"] = self.runtime.arrange(roles.generator(self.config))
+        contrasts, averages = ever(self.config.weights.contrastive), self.config.inversion.momentum > 0
+        if contrasts or averages:
+            seen = self.teacher(self._here(torch.zeros(2, *image_shape(self.config))))
+            memory = nn.Module()
+            if contrasts:
+                num_features = _pooled(seen.features).shape[1]
+                with roles.seeded(self.config.seed, "head"):
+                    lasting["head"] = self.runtime.arrange(Head(num_features))
+                memory.register_buffer("bank", seen.logits.new_zeros(2, self.config.inversion.bank, num_features))
+            for place, layer in enumerate(seen.moments if averages else ()):
+                memory.register_buffer(f"past_{place}", layer.sums.new_zeros(2, len(layer.running_var)))
+            lasting["memory"] = memory
+        return lasting
+
+    def _remember(self, judge: _Judge) -> None:
+        """The features of the batch's best images into the bank, its last statistics into the average."""
+        past = dict(self.lasting["memory"].named_buffers()) if "memory" in self.lasting else {}
+        if (bank := past.pop("bank", None)) is not None:
+            features = judge.features.new_zeros(2, self.size, bank.shape[2])
+            features[:, self.rows.start : self.rows.stop] = judge.features
+            features = self.runtime.reduce(features.flatten()).view(features.shape)
+            places = torch.arange(self.size, device=bank.device)[-bank.shape[1] :]
+            bank[:, (judge.earlier * self.size + places) % bank.shape[1]] = features[:, places]
+        if past:
+            sizes = [layer.sums.numel() for layer in judge.moments]
+            sums = self.runtime.reduce(torch.cat([layer.sums.detach() for layer in judge.moments])).split(sizes)
+            for average, part, layer in zip(past.values(), sums, judge.moments, strict=True):
+                now = torch.stack(shift_and_var(part, layer))
+                average.copy_(now.lerp(average, self.config.inversion.momentum) if judge.earlier else now)
+
+
+class _Judge:
+    """The loss of a batch's steps; it holds on to the images of the least loss so far."""
+
+    def __init__(self, maker: Inversion, loss: Loss, classes: Tensor, earlier: int) -> None:
+        """`earlier`: batches that were made before this one."""
+        self.maker, self.loss, self.classes, self.earlier = maker, loss, classes, earlier
+        self.least = torch.full((), math.inf, device=classes.device)
+        self.images = torch.zeros(())
+        self.features = self._seen = torch.zeros(())
+        self.local = torch.zeros(())
+        self.moments: Sequence[LayerMoments] = ()
+
+    def ask(self, x: Tensor) -> Answer:
+        """The teacher's answer, in its moments the average of those of earlier batches."""
+        t = self.maker.teacher(x)
+        self.moments, momentum = t.moments, self.maker.config.inversion.momentum
+        if not momentum or not self.earlier:
+            return t
+        past = [value for name, value in self.maker.lasting["memory"].named_buffers() if name != "bank"]
+        pairs = zip(t.moments, past, strict=True)
+        return replace(t, moments=[replace(layer, past=value, momentum=momentum) for layer, value in pairs])
+
+    def __call__(self, t: Answer, s: Ask, x: Tensor) -> Terms:
+        """The terms of a step, before its update."""
+        terms = self.loss(t, s, x, self.classes, lambda: self._contrast(t))
+        total, made = terms.total.detach(), self.maker.batch.images.detach()
+        better = total < self.least
+        self.least = torch.where(better, total, self.least)
+        self.images = torch.where(better, made, self.images)  # a copy: pixels are about to change in their place
+        self.features = torch.where(better, self._seen, self.features)
+        return terms
+
+    def _contrast(self, t: Answer) -> Term:
+        """The contrastive term between what the teacher saw and a local view of the same images."""
+        maker = self.maker
+        view = views.local(maker.batch.images, self.local, maker.config.input.mirror)
+        with layers.observe_features(maker.teacher.module) as found:
+            maker.teacher.module(view)
+        features = torch.stack([_pooled(found[-1]), _pooled(t.features)])
+        self._seen = features.detach()
+        bank = maker.lasting["memory"].get_buffer("bank")
+        held = min(self.earlier * maker.size, bank.shape[1])
+        head = maker.lasting["head"]
+        local, whole = head(features)
+        return losses.contrastive(local, whole, maker.rows, maker.size, head(bank[:, :held]), CONTRAST_TEMPERATURE)
+
+
+def build(
+    config: Config, runtime: Runtime, turns: Sequence[Turn], teacher: Observed | None, student: Player,
+    pool: Pool | None,
+) -> Inversion | None:  # fmt: skip
+    """What makes batches in the generator's place, where the turns of a round have any."""
+    source = inverts(turns)
+    if source is None:
+        return None
+    assert teacher and pool
+    return Inversion(config, runtime, source, teacher, student, pool)
+
+
+def inverts(turns: Sequence[Turn]) -> str | None:
+    """What the images of a round's batch are made of, one of INVERTED; None where no turn makes one by many steps."""
+    return next((turn.source for turn in turns if turn.source in INVERTED), None)
+
+
+def num_steps(config: Config) -> int:
+    """Image steps a batch: those of the configuration, proportionally fewer in a run of few rounds."""
+    share = min(1.0, config.rounds / config.inversion.rounds)
+    return max(1, round(config.inversion.steps * share))
+
+
+def _pooled(features: Tensor | None) -> Tensor:
+    """[b, F] or [b, F, h, w] -> [b, F]."""
+    assert features is not None
+    return features if features.dim() == 2 else features.flatten(2).mean(2)

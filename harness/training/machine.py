@@ -1,0 +1,127 @@
+"""A run's moving parts, built from its configuration: the networks, the players, and one turn of any kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from harness.algorithm.latents import mix
+from harness.algorithm.terms import Terms, settle
+from harness.algorithm.turns import generator_turn, student_turn, supervised_turn
+from harness.config import Config, Optimizer, ever
+from harness.distributed.runtime import Runtime
+from harness.methods import Turn
+from harness.networks import maps, roles
+from harness.training import inversion
+from harness.training.average import Average
+from harness.training.players import Health, Player
+from harness.training.pool import Pool
+from harness.training.sources import Sources, drawn
+from harness.training.teacher import observe
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The networks as they stand, whole and without engines, for evaluation, pictures and export."""
+
+    teacher: nn.Module | None
+    student: nn.Module
+    generator: nn.Module | None
+    config: Config
+    runtime: Runtime
+    pool: Pool | None = None
+
+    @property
+    def generates(self) -> bool:
+        """Whether there are images to show: a generator, or where there is none a pool that holds some."""
+        return self.generator is not None or bool(self.pool and self.pool.filled)
+
+    def generate(self, count: int, *keys: int | str) -> Tensor:
+        """Images x [count, C, H, W] from the generator, a function of its weights and the keys alone; or of a pool."""
+        if self.generator is None:
+            assert self.pool
+            return self.pool.sample(count, *keys)
+        z, _ = drawn(self.config, range(count), count, *keys)
+        with torch.no_grad():
+            images: Tensor = self.generator(z.to(self.runtime.device, self.runtime.dtype))
+            return images
+
+
+class Machine:
+    """Everything that computes in a run; `play` is one turn."""
+
+    def __init__(self, config: Config, runtime: Runtime, turns: list[Turn], teacher: nn.Module | None) -> None:
+        """`teacher`: the network to learn from, with its weights; None where labels teach."""
+        self.config, self.runtime, self.turns = config, runtime, turns
+        self.health = Health(runtime.device)
+        modules = runtime.together(lambda: {name: build(config) for name, build in self._trained().items()})
+        generates = any(turn.kind == "generator" for turn in turns)
+        compared = teacher and ever(config.student.attention)
+        theirs, own = maps.shared(config, teacher, modules["student"]) if teacher and compared else ([], [])
+        self.teacher = observe(config, runtime, teacher, generates, theirs) if teacher else None
+        self.players = {name: self._player(name, module) for name, module in modules.items()}
+        self.student, self.generator = self.players["student"], self.players.get("generator")
+        self.student.layers = own
+        if config.student.average:
+            self.student.average = Average(self.student.module, config.student.average * self.student.num_updates)
+        self.sources = Sources(config, runtime, turns, self.generator, self.teacher)
+        self.inversion = inversion.build(config, runtime, turns, self.teacher, self.student, self.sources.pool)
+        if self.inversion:
+            self.generator = self.players["generator"] = self.inversion.player
+
+    def play(self, round_index: int, turn_index: int, part: int = 0) -> Terms:
+        """One turn on one micro-batch; every random draw in it is a function of (seed, round, turn, part, index)."""
+        turn, place = self.turns[turn_index], (round_index, turn_index)
+        shard_index = part * self.runtime.world_size + self.runtime.rank
+        self.runtime.seed(mix("dropout", self.config.seed, *place, shard_index))
+        loss = partial(self._settle, turn, round_index)
+        if turn.kind == "supervised":
+            return supervised_turn(self.student, *self.sources.real(*place, part), loss)
+        assert self.teacher is not None
+        if self.inversion and turn.kind == "generator":
+            return self.inversion.play(*place, part, loss)
+        if turn.kind == "generator":
+            assert self.generator is not None
+            z, y = self.sources.latents(*place, part)
+            return generator_turn(self.teacher, self.student, self.generator, z, lambda t, s, x: loss(t, s, x, y))
+        images, teacher = self.sources.lesson(*place, part)
+        return student_turn(teacher, self.student, images, loss)
+
+    def networks(self) -> Networks:
+        """The networks as they stand. Every process has to ask; with several, trained ones are copies."""
+        whole = {name: self._whole(self.players[name], build) for name, build in self._trained().items()}
+        found = (self._whole_teacher(), whole["student"], whole.get("generator"))
+        return Networks(*found, self.config, self.runtime, self.sources.pool)
+
+    def _trained(self) -> dict[str, Callable[[Config], nn.Module]]:
+        """What builds each of the networks that are trained."""
+        generates = any(turn.source == "latents" for turn in self.turns)
+        found: dict[str, Callable[[Config], nn.Module]] = {"student": roles.student}
+        return found | ({"generator": roles.generator} if generates else {})
+
+    def _whole(self, player: Player, build: Callable[[Config], nn.Module]) -> nn.Module:
+        """A player's network as the run hands it over, for one process alone: its own layers may need all at once."""
+        if self.runtime.world_size == 1 and not player.average:
+            return player.module
+        module = self.runtime.arrange(build(self.config)).train()
+        module.load_state_dict(player.outcome())
+        return module
+
+    def _whole_teacher(self) -> nn.Module | None:
+        """The teacher for use by one process alone; where it is in shards, built once more while it is needed."""
+        if self.teacher is None or not self.runtime.shards_teacher:
+            return self.teacher.module if self.teacher else None
+        return self.runtime.place(self.runtime.together(lambda: roles.teacher(self.config)))
+
+    def _settle(self, turn: Turn, round_index: int, *answers: object) -> Terms:
+        return settle(turn.terms(self.config, round_index, *answers), self.runtime.reduce)
+
+    def _player(self, name: str, module: nn.Module) -> Player:
+        settings: Optimizer = getattr(self.config, name)
+        learns = sum((turn.kind == "generator") == (name == "generator") for turn in self.turns)
+        engine = self.runtime.engine(name, module, settings)
+        return Player(name, engine, settings, learns * self.config.rounds, self.health)

@@ -1,0 +1,121 @@
+"""Player: a trained network with its optimiser, its learning-rate schedule and the engine that runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from harness.algorithm.moments import NormLayer
+from harness.algorithm.terms import Answer, Terms
+from harness.config import Optimizer
+from harness.distributed import optimizers
+from harness.distributed.engines import Engine
+from harness.errors import Diverged
+from harness.networks import layers
+from harness.training.average import Average
+
+
+class Health:
+    """A latch on the device: once a loss is not finite, nobody updates any more, and the term is named.
+
+    Losses are global, so every process latches in the same turn.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._names: list[str] = []
+        self._indices: dict[tuple[str, ...], Tensor] = {}
+        self._blame = torch.zeros((), dtype=torch.long, device=device)  # 0, or 1 + index of the first bad term
+
+    def watch(self, player: str, terms: Terms) -> Tensor:
+        """Takes in a turn's terms; returns 1.0 where updates have ended, else 0.0, as optimisers' `found_inf`."""
+        bad = ~torch.stack([*terms.values.values(), terms.total.detach()]).isfinite()
+        first = self._index(player, (*terms.values, "total")).take(
+            bad.long().argmax()
+        )  # [...] would wait for the device
+        self._blame = torch.where((self._blame == 0) & bad.any(), first, self._blame)
+        if not self._blame.is_cuda:  # reading costs nothing here; elsewhere it waits for the log interval
+            self.verify()
+        return (self._blame != 0).float()
+
+    def verify(self) -> None:
+        """Raises Diverged, naming the term, when a loss was not finite."""
+        if blame := int(self._blame):
+            raise Diverged(f"{self._names[blame - 1]} is not finite")
+
+    def _index(self, player: str, names: tuple[str, ...]) -> Tensor:
+        full = tuple(f"{player}/{name}" for name in names)
+        if full not in self._indices:
+            start = len(self._names) + 1
+            self._names.extend(full)
+            self._indices[full] = torch.arange(start, start + len(full), device=self._blame.device)
+        return self._indices[full]
+
+
+class Player:
+    """A network that learns in its own turn and is frozen, but still normalises as in training, outside it."""
+
+    def __init__(self, name: str, engine: Engine, settings: Optimizer, num_updates: int, health: Health) -> None:
+        """`num_updates` is the length of the run in this player's updates: the schedule's horizon."""
+        self.name = name
+        self.engine = engine
+        self.module = engine.module.train()
+        self.settings = settings
+        self.num_updates = num_updates
+        self.updates = 0
+        self.health = health
+        self.average: Average | None = None  # of its weights, where it is the average that the run is for
+        self.layers: Sequence[nn.Module] = ()  # those whose outputs its terms compare
+        self.parameters = [p for p in self.module.parameters() if p.requires_grad]
+        self.norms = [m for m in self.module.modules() if isinstance(m, NormLayer) and m.track_running_stats]
+        self._learn(False)
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Inside, this network's parameters take gradients and its running statistics move."""
+        self._learn(True)
+        try:
+            yield
+        finally:
+            self._learn(False)
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Forward in the player's own turn."""
+        return self.engine(inputs)
+
+    def answer(self, x: Tensor) -> Answer:
+        """Forward in the player's own turn: logits, and the maps of `layers`."""
+        with layers.observe_maps(self.layers) as found:
+            return Answer(self(x), maps=found)
+
+    def guest(self, inputs: Tensor) -> Tensor:
+        """Forward in someone else's turn: not the engine, which expects to be the one that learns."""
+        return self.engine.guest(inputs)
+
+    def descend(self, terms: Terms) -> None:
+        """One update along the gradient of `terms.total`, unless a loss so far was not finite.
+
+        Where a batch comes in parts, the last of them brings the update.
+        """
+        ended = self.health.watch(self.name, terms)
+        if self.engine.backward(terms.total):
+            self.engine.step(self.learning_rate(), ended)
+            self.updates += 1
+            if self.average:
+                self.average.update(self.updates)
+
+    def outcome(self) -> dict[str, Tensor]:
+        """The weights that the run is for: the last ones or their average; every process has to ask."""
+        return self.average.weights() if self.average else self.engine.weights()
+
+    def learning_rate(self) -> float:
+        """That of the next update, by the schedule."""
+        return optimizers.learning_rate(self.settings, self.updates / self.num_updates)
+
+    def _learn(self, learning: bool) -> None:
+        for parameter in self.parameters:
+            parameter.requires_grad = learning
+        for layer in self.norms:  # a training-mode layer that does not track uses the batch and leaves its buffers be
+            layer.track_running_stats = learning

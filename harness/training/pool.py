@@ -1,0 +1,136 @@
+"""A bounded pool of generated batches with the teacher's answers, from which student turns draw again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from harness import task as tasks
+from harness.algorithm.latents import mix, shard
+from harness.algorithm.terms import Answer
+from harness.config import Config, image_shape
+from harness.distributed.runtime import Runtime
+from harness.errors import UserError
+
+PREFIX = "pool/"
+"""What the names of its tensors in a checkpoint begin with."""
+
+
+class Pool:
+    """The last batches that were made: images as they are stored, and T's logits.
+
+    A batch has a number, which follows from its round and turn; the batch n is in slot n modulo the capacity. Row i of
+    a batch that is drawn comes from row i of a slot that (seed, round, turn, i) choose, so that each process needs its
+    own rows alone, and how many processes there are changes nothing.
+    """
+
+    def __init__(self, config: Config, runtime: Runtime, fresh: Sequence[int]) -> None:
+        """`fresh`: the turns of a round whose batches are stored. UserError where not one batch fits the memory."""
+        self.config, self.runtime, self.fresh = config, runtime, fresh
+        self._kinds = _kinds(config, runtime.dtype)
+        row = sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in self._kinds.values())
+        self.batch_bytes = row * config.batch_size
+        limit = config.replay.memory
+        self.capacity = int(limit * 2**20 // self.batch_bytes)
+        if not self.capacity:
+            raise UserError(
+                f"replay.memory={limit:g}: a batch of {config.batch_size} takes {self.batch_bytes / 2**20:.3g} MiB: "
+                "set it to several times that" + (", or replay.share=0" if config.replay.share else "")
+            )
+        size = config.batch_size // config.micro_batches
+        own = shard(size, runtime.rank, runtime.world_size)
+        self._rows = [part * size + row for part in range(config.micro_batches) for row in own]
+        self._columns = [range(part * len(own), (part + 1) * len(own)) for part in range(config.micro_batches)]
+        device = runtime.device if config.replay.place == "device" else torch.device("cpu")
+        self.filled = 0
+        self._held = {
+            name: torch.zeros(self.capacity, len(self._rows), *shape, dtype=dtype, device=device)
+            for name, (shape, dtype) in self._kinds.items()
+        }
+
+    def keep(self, round_index: int, turn_index: int, part: int, x: Tensor) -> Tensor:
+        """Stores images [b, C, H, W] of a fresh turn; returns them as they are stored."""
+        stored = _pack(x, self.config.replay.storage)
+        self._put(round_index, turn_index, part, stored)
+        return _unpack(stored, x.dtype)
+
+    def answered(self, round_index: int, turn_index: int, part: int, t: Answer) -> None:
+        """Stores what the teacher said of them."""
+        self._put(round_index, turn_index, part, {"logits": t.logits})
+
+    def draw(self, round_index: int, turn_index: int, part: int) -> tuple[Tensor, Answer]:
+        """Images [b, C, H, W] and answers for a replayed turn."""
+        available = min(self._number(round_index, turn_index), self.capacity)
+        source = torch.Generator().manual_seed(mix(self.config.seed, "replay", round_index, turn_index))
+        drawn = torch.randint(available, (self.config.batch_size,), generator=source)
+        columns = torch.tensor(self._columns[part])
+        slots = drawn[torch.tensor(self._rows)[columns]]
+        if self.config.replay.place == "device":
+            slots, columns = self.runtime.send(slots), self.runtime.send(columns)
+        found = {name: held[slots, columns].to(self.runtime.device) for name, held in self._held.items()}
+        return _unpack(found, self.runtime.dtype), Answer(found["logits"])
+
+    def sample(self, count: int, *keys: int | str) -> Tensor:
+        """Images [count, C, H, W] out of all that this process holds, chosen by the keys: for pictures."""
+        source = torch.Generator().manual_seed(mix(self.config.seed, *keys))
+        slots, columns = (torch.randint(size, (count,), generator=source) for size in (self.filled, len(self._rows)))
+        found = {name: held[slots, columns].to(self.runtime.device) for name, held in self._held.items()}
+        return _unpack(found, self.runtime.dtype)
+
+    def tensors(self, done: int) -> dict[str, Tensor]:
+        """For a checkpoint after `done` rounds: all processes' rows, by name; every process has to ask."""
+        filled = min(done * len(self.fresh), self.capacity)
+        parts = self.runtime.gather((self._rows, {name: held[:filled].cpu() for name, held in self._held.items()}))
+        whole: dict[str, Tensor] = {}
+        for name, (shape, dtype) in self._kinds.items():
+            whole[PREFIX + name] = torch.empty(filled, self.config.batch_size, *shape, dtype=dtype)
+            for rows, held in parts:
+                whole[PREFIX + name][:, rows] = held[name]
+        return whole
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes over what `tensors` gave, on this number of processes or another."""
+        for name, held in self._held.items():
+            whole = tensors[PREFIX + name]
+            self.filled = len(whole)
+            held[: len(whole)] = whole[:, self._rows].to(held.device)
+
+    def _number(self, round_index: int, turn_index: int) -> int:
+        """How many batches have been stored before a turn."""
+        return round_index * len(self.fresh) + sum(turn < turn_index for turn in self.fresh)
+
+    def _put(self, round_index: int, turn_index: int, part: int, values: Mapping[str, Tensor]) -> None:
+        slot, columns = self._number(round_index, turn_index) % self.capacity, self._columns[part]
+        self.filled = max(self.filled, slot + 1)
+        for name, value in values.items():
+            self._held[name][slot, columns.start : columns.stop] = value.to(self._held[name])
+
+
+def _kinds(config: Config, dtype: torch.dtype) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """What is held of a row, by name: shape and type."""
+    channels, height, width = image_shape(config)
+    answer = {"logits": (tasks.load(config.task).answer_shape(config.classes, height, width), dtype)}
+    if config.replay.storage == "fp16":
+        return {"images": ((channels, height, width), torch.float16), **answer}
+    range_of_channel = ((channels, 1, 1), dtype)
+    images = ((channels, height, width), torch.uint8)
+    return {"images": images, "low": range_of_channel, "step": range_of_channel, **answer}
+
+
+def _pack(x: Tensor, storage: str) -> dict[str, Tensor]:
+    """Images [b, C, H, W] as they are stored: halves, or 256 steps from each channel's least value to its largest."""
+    if storage == "fp16":
+        return {"images": x.half()}
+    low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
+    step = (high - low) / 255
+    levels = ((x - low) / torch.where(step > 0, step, 1)).round()
+    return {"images": levels.to(torch.uint8), "low": low, "step": step}
+
+
+def _unpack(stored: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+    """What was stored as images again."""
+    if "low" not in stored:
+        return stored["images"].to(dtype)
+    return stored["low"] + stored["step"] * stored["images"].to(dtype)

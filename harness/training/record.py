@@ -1,0 +1,158 @@
+"""What a run leaves behind while it runs: metrics, pictures, alarms, and their copy in MLflow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from harness import config as config_module
+from harness import task as tasks
+from harness import tracking
+from harness.algorithm.terms import Terms
+from harness.config import Config
+from harness.methods import METHODS
+from harness.networks import preprocessing
+from harness.networks.layers import evaluating
+from harness.run import folder, pictures
+from harness.run.metrics import Log, read
+from harness.training.data import spread
+from harness.training.evaluate import Fitted
+from harness.training.machine import Networks
+
+NUM_SAMPLES = 64
+"""Images in a sample grid."""
+
+NUM_SCORED = 8
+"""Test images in the picture that compares the networks' answers with the labels."""
+
+COLLAPSED_ROWS = 5
+"""Reports in a row that must look collapsed before the alarm: a single batch proves nothing."""
+
+MIN_ENTROPY, MAX_TOP_CLASS = 0.1, 0.9
+"""Below this share of ln K, or above this share of a batch in one class, the generator has collapsed."""
+
+
+class Record:
+    """The open record of one run folder, on rank 0."""
+
+    def __init__(self, path: Path, config: Config, start: int, names: list[str], warn: Callable[[str], None]) -> None:
+        """`start`: rounds the run has behind it; rows of later ones are dropped, for they will come again."""
+        self.path, self.config, self.names, self.warn = path, config, names, warn
+        self.log = Log(path / "metrics.jsonl", keep_through=start)
+        tags = {"data_free": METHODS[config.method].data_free, "commit": folder.commit()}
+        self.experiment = tracking.Experiment(config, path, tags, warn)
+        self.experiment.params(config_module.flat(config))
+        self._collapsed = 0
+        self.alarm: str | None = None
+
+    def row(self, round_index: int, seconds: float, values: Mapping[str, float]) -> None:
+        """A report's values, to metrics.jsonl and MLflow; watches for collapse."""
+        self.log.write(round_index, seconds, values)
+        self.experiment.metrics(round_index, values)
+        entropy, top_class = values.get("generator/entropy", 1.0), values.get("generator/top_class", 0.0)
+        looks = entropy < MIN_ENTROPY or top_class > MAX_TOP_CLASS
+        self._collapsed = self._collapsed + 1 if looks else 0
+        if self._collapsed == COLLAPSED_ROWS and not self.alarm:
+            self.alarm = "collapsed"
+            self.experiment.tag("collapsed", round_index)
+            self.warn(
+                f"the generator has collapsed by round {round_index}: the teacher puts {top_class:.0%} of its images "
+                f"in one class, entropy {entropy:.2f} of 1; a weight on class_balance or a lower generator.lr may help"
+            )
+
+    def samples(self, networks: Networks, round_index: int) -> None:
+        """A grid of generated images labelled with what the networks say of them; nothing where pictures are off."""
+        if not self.config.pictures or not networks.generates or networks.teacher is None:
+            return
+        x = networks.generate(NUM_SAMPLES, "samples")
+        with evaluating([networks.student]):
+            t, s = networks.teacher(x), networks.student(x)
+        rgb = preprocessing.preprocessing(self.config).denormalise(x.float()).cpu()
+        path = self.path / "samples" / f"round-{round_index:08d}.png"
+        caption = f"{self.config.recipe}, {self.config.method}, round {round_index} of {self.config.rounds}"
+        task = tasks.load(self.config.task)
+        pictures.save_grid(task, path, rgb, t.float().cpu(), s.float().cpu(), self.names, caption)
+        self.experiment.picture(path, "samples")
+
+    def scored(self, networks: Networks) -> None:
+        """samples/test.png: test images, spread over the set, with their labels and what the networks say of them."""
+        if not self.config.pictures or self.config.data.name == "none" or networks.teacher is None:
+            return
+        task = tasks.load(self.config.task)
+        data = task.dataset(self.config, "test")
+        images_read, truth = spread(data, NUM_SCORED)
+        x = images_read.to(networks.runtime.device, networks.runtime.dtype)
+        with evaluating([networks.student]):
+            t, s = (Fitted(network)(x, truth.shape[1:]) for network in (networks.teacher, networks.student))
+        rgb = preprocessing.preprocessing(self.config).denormalise(images_read)
+        path = self.path / "samples" / "test.png"
+        caption = f"{self.config.recipe}, {self.config.method}, {len(rgb)} of {len(data)} test images"
+        pictures.save_grid(task, path, rgb, t.float().cpu(), s.float().cpu(), self.names, caption, truth)
+        self.experiment.picture(path, "samples")
+
+    def curves(self) -> None:
+        """curves.png from all rows so far."""
+        path = self.path / "curves.png"
+        title = f"{self.config.recipe}, {self.config.method}, seed {self.config.seed}"
+        if pictures.curves(read(self.path / "metrics.jsonl"), path, title):
+            self.experiment.picture(path, "curves")
+        else:
+            self.warn("matplotlib is not installed: no curves.png was drawn")
+
+    def model(self, networks: Networks) -> None:
+        """The student into MLflow, unless `tracking.model` is off."""
+        if self.config.tracking.model:
+            self.experiment.model(networks.student, config_module.image_shape(self.config))
+
+    def close(self, status: tracking.Status) -> None:
+        """Ends the record; the run folder is complete without it."""
+        self.log.close()
+        self.experiment.close(status)
+
+
+class NoRecord(Record):
+    """What every other rank keeps of a run: nothing."""
+
+    def __init__(self, path: Path, config: Config, start: int, names: list[str], warn: Callable[[str], None]) -> None:
+        self.path, self.names, self.alarm = path, names, None
+
+    def row(self, round_index: int, seconds: float, values: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def samples(self, networks: Networks, round_index: int) -> None:
+        """Nothing."""
+
+    def scored(self, networks: Networks) -> None:
+        """Nothing."""
+
+    def curves(self) -> None:
+        """Nothing."""
+
+    def model(self, networks: Networks) -> None:
+        """Nothing."""
+
+    def close(self, status: tracking.Status) -> None:
+        """Nothing."""
+
+
+def class_names(config: Config) -> list[str]:
+    """The names of the classes, from the data set where there is one, else their numbers."""
+    if config.data.name == "none":
+        return [str(index) for index in range(config.classes)]
+    data = tasks.load(config.task).dataset(config, "test")
+    if len(data):
+        data[0]  # what is wrong with all of a user's images or labels shows now, not when the run is over
+    return list(data.classes)
+
+
+def latest(turns: Sequence[tuple[str, Terms]]) -> dict[str, float]:
+    """Mean over a round's turns of every term, by "player/term"; the one place where the host waits for the device."""
+    found: dict[str, list[Tensor]] = {}
+    for player, terms in turns:
+        for name, value in {**terms.values, "total": terms.total.detach()}.items():
+            found.setdefault(f"{player}/{name}", []).append(value)
+    means = torch.stack([torch.stack(values).mean() for values in found.values()])
+    return dict(zip(found, means.tolist(), strict=True))

@@ -1,0 +1,73 @@
+"""How a teacher is taught: a supervised run like any other, whose student becomes the teacher's file."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from harness import config as config_module
+from harness import files
+from harness import task as tasks
+from harness.config import UNTRAINED, Config
+from harness.config.parse import merge
+from harness.errors import UserError
+from harness.training.data import TrainingBatches
+
+
+def lesson(config: Config) -> Config:
+    """The supervised run that trains a configuration's teacher: SGD with momentum .9 under a cosine."""
+    if config.data.name == "none":
+        raise UserError("data.name=none: a teacher is taught on real data; name a data set")
+    teach = config.teach
+    data = tasks.load(config.task).dataset(config, "train", augment=True)
+    per_epoch = TrainingBatches(data, teach.batch_size, teach.seed).per_epoch
+    over = {
+        "method": "supervised",
+        "variant": "paper",
+        "recipe": f"teach-{config.data.name}-{file_name(config.teacher.network)}",
+        "seed": teach.seed,
+        "batch_size": teach.batch_size,
+        "rounds": teach.epochs * per_epoch,
+        "log_every": per_epoch,
+        "checkpoint": {"every": per_epoch},
+        "teach": {"automatic": False},
+        "teacher": {"network": "", "checkpoint": UNTRAINED, "arguments": {}},
+        "student": {
+            "network": config.teacher.network,
+            "arguments": config.teacher.arguments,
+            "lr": teach.lr,
+            "weight_decay": teach.weight_decay,
+        },
+    }
+    fixed = {key: value for key, value in config_module.to_dict(config).items() if key not in ("weights", "student")}
+    return config_module.build(merge(fixed, over))
+
+
+def file_name(network: str) -> str:
+    """A network's name as part of a file's."""
+    return network.replace("/", "_").replace(":", "_")
+
+
+def target(config: Config) -> Path:
+    """The file that the configuration's teacher is to be written to."""
+    checkpoint = config.teacher.checkpoint
+    if not checkpoint or checkpoint == UNTRAINED:
+        raise UserError(f"teacher.checkpoint={checkpoint!r}: expected the file that the teacher is to be written to")
+    if not checkpoint.endswith(".safetensors"):
+        raise UserError(f"teacher.checkpoint={checkpoint!r}: a teacher is written as .safetensors; give such a path")
+    return Path(checkpoint)
+
+
+@contextmanager
+def alone(target: Path) -> Iterator[None]:
+    """The right to make the teacher's file: another process that wants it waits here."""
+    with files.lock(target.with_name(f".{target.name}.lock"), wait=True):
+        yield
+
+
+def hand_over(run: Path, target: Path) -> None:
+    """Copies a finished lesson's student to the teacher's file, atomically."""
+    with files.atomic(target) as temporary:
+        shutil.copyfile(run / "student.safetensors", temporary)
