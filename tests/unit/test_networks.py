@@ -142,7 +142,7 @@ def test_arguments_that_do_not_fit() -> None:
     assert refusal(build, "resnet20", width=3) == (
         "network 'resnet20' takes no arguments, got width=3: remove them, or use a file of your own"
     )
-    assert "classes" in refusal(build.build, CLASSIFICATION, "resnet20", 10, 3, {"classes": 5})
+    assert "classes" in refusal(network, CLASSIFICATION, "resnet20", 10, 3, {"classes": 5})
     assert "no_such" in refusal(build, "timm:resnet18", no_such=1)
     assert "no_such" in refusal(build, "torchvision:resnet18", no_such=1)
     assert "no_such" in refusal(build, "smp:Unet/resnet18", no_such=1)
