@@ -1,0 +1,69 @@
+"""A Config from plain data and back, and which of its fields make it another run."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from harness.config import check, parse
+from harness.config.fields import SCHEMA, Config, num_channels
+from harness.config.parse import Overlay
+from harness.errors import UserError
+
+BOOKKEEPING = frozenset(
+    {"distributed", "tracking", "checkpoint", "pictures", "log_every", "evaluate_every", "max_minutes"}
+)
+"""Fields that do not determine the result: they alone may change when a run is resumed."""
+
+
+def build(overlay: Overlay) -> Config:
+    """The Config that `overlay` describes over the field defaults.
+
+    Raises UserError for an unknown path, a value of the wrong type, one out of range, or another schema.
+    """
+    schema = overlay.get("schema", SCHEMA)
+    if schema != SCHEMA:
+        raise UserError(
+            f"this configuration has schema {schema!r}, this version reads schema {SCHEMA}: "
+            "use the version of ddad that wrote it, or start again from its recipe"
+        )
+    config = parse.build(Config, overlay)
+    check.check(flat(config), num_channels(config))
+    return config
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The whole configuration as nested plain data; `build` gives back an equal Config."""
+    return dataclasses.asdict(config)
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """The whole configuration as {dotted path: value}."""
+
+    def walk(node: Overlay, prefix: str) -> Iterator[tuple[str, Any]]:
+        for key, value in node.items():
+            if isinstance(value, dict) and value:
+                yield from walk(value, f"{prefix}{key}.")
+            else:
+                yield prefix + key, value
+
+    return dict(walk(to_dict(config), ""))
+
+
+def identity(config: Config) -> str:
+    """Eight hexadecimal digits over every field that determines the result."""
+    kept = {key: value for key, value in to_dict(config).items() if key not in BOOKKEEPING}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def differences(a: Config, b: Config) -> list[str]:
+    """The dotted paths, of those that determine the result, at which two configurations differ."""
+    left, right = flat(a), flat(b)
+    return [
+        path
+        for path in sorted(left.keys() | right.keys())
+        if left.get(path) != right.get(path) and path.split(".")[0] not in BOOKKEEPING
+    ]

@@ -1,0 +1,87 @@
+"""The three networks of a run, and how two of them are trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from harness.config.weights import Weight
+
+UNTRAINED = "untrained"
+"""The value of `teacher.checkpoint` that asks for random weights."""
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """An optimiser, its learning-rate schedule over the player's own updates, and its clipping."""
+
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    """Stochastic gradient descent with momentum, or Adam."""
+    lr: float = 0.1
+    """Learning rate before the schedule."""
+    momentum: float = 0.9
+    """SGD's momentum."""
+    nesterov: bool = False
+    """SGD's Nesterov form."""
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    """Adam's two averaging rates."""
+    weight_decay: float = 0.0
+    """L2 penalty added to the gradient."""
+    schedule: Literal["constant", "cosine", "multistep"] = "cosine"
+    """Cosine falls to 0 over the run; multistep multiplies by `gamma` at each milestone."""
+    milestones: list[float] = field(default_factory=list)
+    """Fractions of the run at which multistep falls, each in (0, 1)."""
+    gamma: float = 0.1
+    """Multistep's factor."""
+    clip: float = 0.0
+    """Largest global gradient norm; 0 does not clip."""
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The network to compress, and the input it expects."""
+
+    network: str = ""
+    """A built-in name, "timm:NAME", "torchvision:NAME" or "path/to/file.py:function"."""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the network."""
+    checkpoint: str | None = None
+    """Its weights, a file; null: where `ddad teach` puts them; "untrained": random weights, marked as such."""
+    mean: list[float] | None = None
+    """Per-channel mean its input was normalised with, for pixels in 0..1, in `channels` order; null: 0."""
+    std: list[float] | None = None
+    """Per-channel standard deviation, likewise; null: 1."""
+    channels: Literal["rgb", "bgr", "gray"] = "rgb"
+    """Channel order of its input."""
+
+
+@dataclass(frozen=True)
+class Student(Optimizer):
+    """The small network to train, and how."""
+
+    network: str = ""
+    """As the teacher's."""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the network."""
+    weight_decay: float = 5e-4
+    """L2 penalty added to the gradient."""
+    average: float = 0.0
+    """Share of the run's updates over which its weights are averaged, for evaluation and as result; 0: they are not."""
+    attention: Weight = 0.0
+    """Weight of attention transfer at inner feature maps, beside the discrepancy, whose weight is 1."""
+
+
+@dataclass(frozen=True)
+class Generator(Optimizer):
+    """The network that invents images, and how it is trained."""
+
+    network: str = "upsample"
+    """A name in `harness.algorithm.generators.GENERATORS`: `dcgan` takes sizes divisible by 16, the others by 4."""
+    latent_size: int = 256
+    """Length of the latent vector z."""
+    width: int = 0
+    """Channels of the last hidden layer; 0: the network's usual number."""
+    optimizer: Literal["sgd", "adam"] = "adam"
+    """As the student's."""
+    lr: float = 1e-3
+    """Learning rate before the schedule."""
