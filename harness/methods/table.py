@@ -1,0 +1,66 @@
+"""Every method by name, with its variants. A new method is one entry of METHODS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from harness.config import Config
+from harness.config.parse import Overlay, merge
+from harness.errors import UserError, nearest
+from harness.methods import baselines
+from harness.methods.rounds import (
+    Turn,
+    after_the_generator,
+    alternating,
+    from_one_batch,
+    inverting,
+    on_real_data,
+    supervised,
+)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A list of turns a round, and named settings."""
+
+    turns: Callable[[Config], list[Turn]]
+    variants: Mapping[str, Overlay] = field(default_factory=lambda: {"paper": {}})
+    """Values by variant, over the recipe's. Field defaults are DDAD's `paper`."""
+    data_free: bool = True
+    has_teacher: bool = True
+    """Whether a teacher answers; else labels do."""
+
+
+_SWIFT: Overlay = {
+    "replay": {"share": 0.8},
+    "student": {"lr": 0.2, "schedule": "constant", "average": 0.05},
+}
+"""DDAD whose student learns four times of five from earlier images, at a steady pace, and is averaged."""
+
+_AIMED: Overlay = merge(_SWIFT, {"weights": {"batch_norm": 3.0, "target": 0.5, "class_balance": 1.4}})
+"""`swift` whose generator is told which class each image is to be of, and minds the teacher's statistics more."""
+
+METHODS: dict[str, Method] = {
+    "ddad": Method(alternating, {"paper": {}, "swift": _SWIFT, "aimed": _AIMED}),
+    "dfad": Method(alternating, {"paper": {"weights": {"batch_norm": 0.0}}}),
+    "dafl": Method(from_one_batch, baselines.DAFL),
+    "zskt": Method(after_the_generator, baselines.ZSKT),
+    "dfq": Method(alternating, baselines.DFQ),
+    "deepinversion": Method(inverting("pixels"), baselines.DEEPINVERSION),
+    "cmi": Method(inverting("fresh"), baselines.CMI),
+    "fast": Method(inverting("meta"), baselines.FAST),
+    "kd": Method(on_real_data, {"paper": {"discrepancy": "kl", "temperature": 4.0}}, data_free=False),
+    "supervised": Method(supervised, data_free=False, has_teacher=False),
+}
+"""`supervised` is what `ddad teach` runs."""
+
+
+def find(name: str, variant: str) -> tuple[Method, Overlay]:
+    """A method and its variant's values; UserError naming the nearest where there is none."""
+    if name not in METHODS:
+        raise UserError(f"method={name!r}: no such method{nearest(name, METHODS)}")
+    variants = METHODS[name].variants
+    if variant not in variants:
+        raise UserError(f"variant={variant!r}: {name} has no such variant{nearest(variant, variants)}")
+    return METHODS[name], variants[variant]

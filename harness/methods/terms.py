@@ -1,0 +1,76 @@
+"""The terms of each turn's loss and their weights in a round: which formulas of docs/method.md count, and how much."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from harness import task
+from harness.algorithm import losses
+from harness.algorithm.terms import Answer, Ask, Term, Weighted
+from harness.config import Config, weight_at
+
+
+def student_terms(config: Config, round_index: int, t: Answer, s: Answer) -> dict[str, Weighted]:
+    """D(t, s), which the student lowers, and attention transfer where it has a weight."""
+    name = config.student_discrepancy or config.discrepancy
+    temperature = config.student_temperature or config.temperature
+    terms: dict[str, Weighted] = {"discrepancy": (1.0, losses.discrepancy(t.logits, s.logits, name, temperature))}
+    if weight := weight_at(config.student.attention, round_index):
+        terms["attention"] = (weight, losses.attention(t.maps, s.maps))
+    return terms
+
+
+def generator_terms(
+    config: Config, round_index: int, t: Answer, s: Ask, x: Tensor, y: Tensor | None
+) -> dict[str, Weighted]:
+    """-w_adv A(D(t, s)) + w_bn R_bn(x) + optional terms; one of weight 0 in this round is not computed.
+
+    `y`: the classes [B] that the images are made for, where `weights.target` counts in some round.
+    `entropy` and `top_class` are only watched: a generator that collapses shows there.
+    """
+    terms: dict[str, Callable[[], Term]] = {
+        **({} if y is None else {"target": lambda: losses.cross_entropy(t.logits, y, None)}),
+        "adversarial": lambda: losses.adversarial(
+            t.logits,
+            s().logits,
+            config.discrepancy,
+            config.temperature,
+            config.adversarial_transform,
+            config.adversarial_where,
+        ),
+        "batch_norm": lambda: losses.batch_norm(t.moments, config.batch_norm_form),
+        "one_hot": lambda: losses.one_hot(t.logits),
+        "class_balance": lambda: losses.class_balance(t.logits),
+        "sample_entropy": lambda: losses.sample_entropy(t.logits),
+        "activation": lambda: losses.activation(t.features),
+        "tv": lambda: losses.total_variation(x),
+        "l2": lambda: losses.image_norm(x),
+    }
+    weights = weights_of(config, round_index)
+    weights["adversarial"] *= -1
+    weighted = {name: (weights[name], term()) for name, term in terms.items() if weights[name]}
+    return weighted | {"entropy": (0.0, losses.entropy(t.logits)), "top_class": (0.0, losses.top_class(t.logits))}
+
+
+def image_terms(
+    config: Config, round_index: int, t: Answer, s: Ask, x: Tensor, y: Tensor, contrast: Callable[[], Term]
+) -> dict[str, Weighted]:
+    """The generator's terms, and the contrastive one."""
+    weight = weight_at(config.weights.contrastive, round_index)
+    terms = generator_terms(config, round_index, t, s, x, y)
+    return {"contrastive": (weight, contrast()), **terms} if weight else terms
+
+
+def supervised_terms(config: Config, round_index: int, s: Answer, labels: Tensor) -> dict[str, Weighted]:
+    """CE(s, y) over labels that are scored."""
+    return {"cross_entropy": (1.0, losses.cross_entropy(s.logits, labels, task.load(config.task).ignore_index))}
+
+
+def weights_of(config: Config, round_index: int) -> dict[str, float]:
+    """The weights of a round, by term."""
+    weights = {name: weight_at(weight, round_index) for name, weight in vars(config.weights).items()}
+    if round_index < config.adversarial_after * config.rounds:
+        weights["adversarial"] = 0.0
+    return weights
