@@ -171,7 +171,7 @@ def generated(config: Config, checkpoint: Path, *keys: int | str) -> Iterator[Te
     index = 0
     while True:
         size = config.batch_size
-        z, _ = sources.drawn(config, range(size), size, *keys, index)
+        z, _ = sources.drawn(config, sources.class_centres(config), range(size), size, *keys, index)
         with torch.no_grad():
             yield generator(z.to(device))
         index += 1

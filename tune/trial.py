@@ -20,9 +20,10 @@ from torch import nn
 
 from harness import config as config_module
 from harness import files, tracking
-from harness.config import Config, build, to_dict, weight_at
+from harness.config import Config, build, to_dict
 from harness.config.parse import merge
 from harness.errors import Diverged, UserError
+from harness.methods.terms import weight_at
 from harness.networks import roles
 from harness.run import folder as run_folder
 from harness.run import metrics

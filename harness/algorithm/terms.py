@@ -1,7 +1,7 @@
 """Terms of a loss, and how their values become global over processes.
 
 A term is a coroutine: it yields its local sums, is sent the same sums over all processes, and returns its value.
-So every term, a plain mean or not, is a function of the global batch, and `settle` needs one reduction for all of them.
+So every term, a plain mean or not, is a function of the global batch, and `combine` needs one reduction for all.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Ask = Callable[[], Answer]
 
 @dataclass(frozen=True)
 class Terms:
-    """The settled losses of a turn, the same on every process."""
+    """The losses of a turn over the global batch, the same on every process."""
 
     total: Tensor
     """The weighted sum the player descends; a scalar with a graph."""
@@ -52,8 +52,8 @@ class Terms:
     """Every term by name, unweighted and detached."""
 
 
-def settle(terms: Mapping[str, Weighted], reduce: Reduce) -> Terms:
-    """Runs all terms through one fused reduction and adds up those that have a weight."""
+def combine(terms: Mapping[str, Weighted], reduce: Reduce) -> Terms:
+    """Computes all terms through one fused reduction; their weighted sum is the loss."""
     local = [next(term) for _, term in terms.values()]
     parts = reduce(torch.cat(local)).split([sums.numel() for sums in local])
     values = [_finish(term, part) for (_, term), part in zip(terms.values(), parts, strict=True)]

@@ -1,23 +1,22 @@
 """The turns: the whole of the algorithm. Theta are the student's parameters, phi the generator's.
 
 Outside its own turn a network normalises as in training, but neither its parameters nor its running statistics
-change (`Player.turn`). A loss comes here bound to its weights and to the reduction over processes, so that
-nothing below depends on method, task, engine, precision or world size.
+change (`Player.turn`). A loss comes here bound to its weights and to the reduction over processes, so that nothing
+below depends on method, task, engine, precision or world size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Protocol, TypeVar
 
-import torch
 from torch import Tensor
 
 from harness.algorithm.terms import Answer, Ask, Terms
 
-Teacher = Callable[[Tensor], Answer]
-"""The frozen network: images x [B, C, H, W] -> Answer."""
+Target = TypeVar("Target", Answer, Tensor)
+"""What a student learns from: the teacher's answer, or labels."""
 
 
 class Player(Protocol):
@@ -39,21 +38,19 @@ class Player(Protocol):
         """One update along the gradient of `terms.total`."""
 
 
-def student_turn(
-    teacher: Teacher, student: Player, images: Callable[[], Tensor], loss: Callable[[Answer, Answer], Terms]
-) -> Terms:
-    """theta <- argmin D(T(x), S_theta(x)).  x [B, C, H, W]; answers hold logits [B, K] or [B, K, H, W]."""
+def student_turn(student: Player, x: Tensor, target: Target, loss: Callable[[Target, Answer], Terms]) -> Terms:
+    """theta <- argmin D(t, S_theta(x)), x [B, C, H, W], t = T(x); or CE of labels, where a teacher is taught.
+
+    x and the target are data: no gradient flows back to G or T.
+    """
     with student.turn():  # the student's weights learn; everything else is frozen
-        with torch.no_grad():  # x is data: nothing flows back to G or T
-            x = images()
-            t = teacher(x)
-        terms = loss(t, student.answer(x))
+        terms = loss(target, student.answer(x))
         student.descend(terms)
     return terms
 
 
 def generator_turn(
-    teacher: Teacher,
+    teacher: Callable[[Tensor], Answer],
     student: Player,
     generator: Player,
     z: Tensor,
@@ -65,12 +62,4 @@ def generator_turn(
         t, s = teacher(x), lambda: Answer(student.guest(x))  # dx flows through both; their weights stay frozen
         terms = loss(t, s, x)  # t.moments: the batch-norm statistics x caused in T; s is asked where a term needs it
         generator.descend(terms)
-    return terms
-
-
-def supervised_turn(student: Player, x: Tensor, labels: Tensor, loss: Callable[[Answer, Tensor], Terms]) -> Terms:
-    """theta <- argmin CE(S_theta(x), y) on real data: how a teacher is taught, never part of a data-free run."""
-    with student.turn():
-        terms = loss(Answer(student(x)), labels)
-        student.descend(terms)
     return terms

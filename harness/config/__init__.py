@@ -5,10 +5,10 @@ from harness.config.fields import Config, image_shape, sides
 from harness.config.images import Data, Input, Inversion, Replay, Teach
 from harness.config.networks import UNTRAINED, Generator, Optimizer, Student, Teacher
 from harness.config.operation import Checkpoint, Distributed, Speed, Tracking, Zero
-from harness.config.weights import Weight, Weights, ever, weight_at
+from harness.config.weights import Weight, Weights, ever
 
 __all__ = [
     "BOOKKEEPING", "UNTRAINED", "Checkpoint", "Config", "Data", "Distributed", "Generator", "Input", "Inversion",
     "Optimizer", "Replay", "Speed", "Student", "Teach", "Teacher", "Tracking", "Weight", "Weights", "Zero", "build",
-    "differences", "ever", "flat", "identity", "image_shape", "sides", "to_dict", "weight_at",
+    "differences", "ever", "flat", "identity", "image_shape", "sides", "to_dict",
 ]  # fmt: skip

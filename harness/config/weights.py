@@ -34,13 +34,6 @@ class Weights:
     """Two views of an image against those of all others, this batch's and earlier ones; where images are inverted."""
 
 
-def weight_at(weight: Weight, round_index: int) -> float:
-    """The value of a weight or of its schedule in a round."""
-    if not isinstance(weight, list):
-        return weight
-    return [value for start, value in weight if start <= round_index][-1]
-
-
 def ever(weight: Weight) -> bool:
     """Whether a weight counts in any round."""
     return any(value for _, value in weight) if isinstance(weight, list) else bool(weight)

@@ -12,11 +12,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from harness.config import Optimizer, Weights, ever, weight_at
+from harness.config import Optimizer, Weights, ever
 from harness.distributed import optimizers
 from harness.distributed.collectives import from_first, total
 from harness.distributed.engines import under, whole
 from harness.errors import UserError
+from harness.methods.terms import weight_at
 
 
 class ShardedEngine:

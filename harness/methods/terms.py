@@ -9,7 +9,7 @@ from torch import Tensor
 from harness import task
 from harness.algorithm import losses
 from harness.algorithm.terms import Answer, Ask, Term, Weighted
-from harness.config import Config, weight_at
+from harness.config import Config, Weight
 
 
 def student_terms(config: Config, round_index: int, t: Answer, s: Answer) -> dict[str, Weighted]:
@@ -63,9 +63,16 @@ def image_terms(
     return {"contrastive": (weight, contrast()), **terms} if weight else terms
 
 
-def supervised_terms(config: Config, round_index: int, s: Answer, labels: Tensor) -> dict[str, Weighted]:
+def supervised_terms(config: Config, round_index: int, labels: Tensor, s: Answer) -> dict[str, Weighted]:
     """CE(s, y) over labels that are scored."""
     return {"cross_entropy": (1.0, losses.cross_entropy(s.logits, labels, task.load(config.task).ignore_index))}
+
+
+def weight_at(weight: Weight, round_index: int) -> float:
+    """The value of a weight or of its schedule in a round."""
+    if not isinstance(weight, list):
+        return weight
+    return [value for start, value in weight if start <= round_index][-1]
 
 
 def weights_of(config: Config, round_index: int) -> dict[str, float]:

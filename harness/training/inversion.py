@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +25,11 @@ from harness.config import Config, ever, image_shape
 from harness.distributed.batches import BatchEngine
 from harness.distributed.runtime import Runtime
 from harness.methods import INVERTED, Turn
-from harness.networks import layers, preprocessing, roles
+from harness.networks import preprocessing, roles
+from harness.networks.layers import observe_features
 from harness.training.players import Player
 from harness.training.pool import Pool
-from harness.training.teacher import Observed
+from harness.training.teacher import Teacher
 
 HEAD_SIZE, CONTRAST_TEMPERATURE = 256, 0.1
 """Of the projected features, and of their similarities (CMI's public code)."""
@@ -39,16 +41,16 @@ Loss = Callable[[Answer, Ask, Tensor, Tensor, Callable[[], Term]], Terms]
 class Batch(nn.Module):
     """The images of this process's rows: pixels [b, C, H, W] that learn, or G(z) of latents [b, Z] that do."""
 
-    def __init__(self, start: Tensor, generator: nn.Module | None, look: Callable[[Tensor, Tensor], Tensor]) -> None:
-        """`look`: a view of images, given draws [b, 4]."""
+    def __init__(self, start: Tensor, generator: nn.Module | None, view: Callable[[Tensor, Tensor], Tensor]) -> None:
+        """`view`: a view of images, given draws [b, 4]."""
         super().__init__()
-        self.start, self.generator, self.look = nn.Parameter(start), generator, look
+        self.start, self.generator, self.view = nn.Parameter(start), generator, view
         self.images = start
 
     def forward(self, draws: Tensor) -> Tensor:
         """The view of the images that the draws choose, [b, C, H, W]; `images` are the images themselves."""
-        self.images = self.start.view_as(self.start) if self.generator is None else self.generator(self.start)
-        return self.look(self.images, draws)
+        self.images = self.start.clone() if self.generator is None else self.generator(self.start)
+        return self.view(self.images, draws)
 
 
 class Head(nn.Module):
@@ -64,11 +66,26 @@ class Head(nn.Module):
         return F.normalize(self.layers(features), dim=-1)
 
 
+class Best:
+    """The images of the least loss among the steps of a batch, and what the bank keeps of them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.loss = torch.full((), math.inf, device=device)
+        self.images = self.features = torch.zeros((), device=device)
+
+    def take(self, loss: Tensor, images: Tensor, features: Tensor) -> None:
+        """Keeps a step's images and features where its loss is below all before."""
+        better = loss < self.loss
+        self.loss = torch.where(better, loss, self.loss)
+        self.images = torch.where(better, images, self.images)
+        self.features = torch.where(better, features, self.features)
+
+
 class Inversion:
     """Everything that makes batches of images; `play` is one turn."""
 
     def __init__(
-        self, config: Config, runtime: Runtime, source: str, teacher: Observed, student: Player, pool: Pool
+        self, config: Config, runtime: Runtime, source: str, teacher: Teacher, student: Player, pool: Pool
     ) -> None:
         """`source`: what the images are made of, as `harness.methods.Turn` says."""
         self.config, self.runtime, self.source = config, runtime, source
@@ -79,7 +96,7 @@ class Inversion:
         self._black = runtime.send(preprocessing.black(config).to(runtime.dtype))
         self.generator = None if source == "pixels" else runtime.replica(roles.generator(config))
         self.lasting = self._lasting()
-        self.batch = Batch(self._drawn(0, 0, 0), self.generator, self._look)
+        self.batch = Batch(self._drawn(0, 0, 0), self.generator, self._view)
         if "head" in self.lasting:
             self.batch.add_module("head", self.lasting["head"])
         latent_lr, num_batches = config.inversion.latent_lr, config.rounds * config.micro_batches
@@ -87,32 +104,71 @@ class Inversion:
             self.batch, self.batch.start, config.generator, latent_lr, runtime.world_size, self.lasting, self.generator
         )
         self.player = Player("generator", self.engine, config.generator, num_batches * self.steps, student.health)
+        # Of the batch that is being made, and of its last step:
+        self._earlier = 0  # batches made before it
+        self._moments: Sequence[LayerMoments] = ()
+        self._features = torch.zeros(())
 
     def play(self, round_index: int, turn_index: int, part: int, loss: Loss) -> Terms:
         """Makes a batch of its own of each part; returns the terms of the last step."""
-        place = (round_index, turn_index, part)
-        self._begin(*place)
-        learning_rate = self.player.learning_rate()
-        judge = _Judge(self, loss, self._classes(*place), round_index * self.config.micro_batches + part)
+        where = (round_index, turn_index, part)
+        self._begin(*where)
+        learning_rate, y = self.player.learning_rate(), self._classes(*where)
+        best, self._features = Best(y.device), torch.zeros((), device=y.device)
         for step in range(self.steps):
-            draws = self._uniform(8, "views", *place, step)
-            judge.local = draws[:, 4:]
-            terms = generator_turn(judge.ask, self.student, self.player, draws[:, :4], judge)
+            view, local = self._uniform(8, "views", *where, step).split(4, 1)
+            terms = generator_turn(self._judge, self.student, self.player, view, partial(self._loss, loss, y, local))
+            best.take(terms.total.detach(), self.batch.images.detach(), self._features)
         self.engine.finish(learning_rate * self.steps)  # as the public code scales it
         with torch.no_grad():
-            self._remember(judge)
-            self.pool.answered(*place, self.teacher(self.pool.keep(*place, judge.images)))
+            self._remember(best.features)
+        self.pool.answered(*where, self._answer(self.pool.keep(*where, best.images)))
         return terms
+
+    @torch.no_grad()
+    def _answer(self, x: Tensor) -> Answer:
+        return self.teacher.answer(x)
+
+    def _judge(self, x: Tensor) -> Answer:
+        """The teacher's answer; its moments are averaged with those of earlier batches where `momentum` says so."""
+        t, momentum = self.teacher.judge(x), self.config.inversion.momentum
+        self._moments = t.moments
+        if not momentum or not self._earlier:
+            return t
+        past = [value for name, value in self.lasting["memory"].named_buffers() if name != "bank"]
+        pairs = zip(t.moments, past, strict=True)
+        return replace(t, moments=[replace(layer, past=value, momentum=momentum) for layer, value in pairs])
+
+    def _loss(self, loss: Loss, y: Tensor, local: Tensor, t: Answer, s: Ask, x: Tensor) -> Terms:
+        """The terms of a step; y [b] are the classes of its images, `local` [b, 4] draws a second view of them."""
+        return loss(t, s, x, y, lambda: self._contrast(t, local))
+
+    def _contrast(self, t: Answer, draws: Tensor) -> Term:
+        """The contrastive term between what the teacher saw and a local view of the same images."""
+        view = views.local(self.batch.images, draws, self.config.input.mirror)
+        with observe_features(self.teacher.module) as found:
+            self.teacher.module(view)
+        features = torch.stack([_pooled(found[-1]), _pooled(t.features)])
+        self._features = features.detach()
+        bank = self.lasting["memory"].get_buffer("bank")
+        held = min(self._earlier * self.size, bank.shape[1])
+        head = self.lasting["head"]
+        local, whole = head(features)
+        return losses.contrastive(local, whole, self.rows, self.size, head(bank[:, :held]), CONTRAST_TEMPERATURE)
 
     def _begin(self, round_index: int, turn_index: int, part: int) -> None:
         """What the batch starts from, and an optimiser that knows nothing of the one before."""
         with torch.no_grad():
             self.batch.start.copy_(self._drawn(round_index, turn_index, part))
         if self.generator is not None:
-            place = (round_index, turn_index, part)
-            fresh = self.lasting["start"] if self.source == "meta" else roles.generator(self.config, *place)
+            fresh = (
+                self.lasting["start"]
+                if self.source == "meta"
+                else roles.generator(self.config, round_index, turn_index, part)
+            )
             self.generator.load_state_dict(fresh.state_dict())
         self.engine.begin()
+        self._earlier = round_index * self.config.micro_batches + part
 
     def _drawn(self, round_index: int, turn_index: int, part: int) -> Tensor:
         """Pixels [b, C, H, W] or latents [b, Z] from N(0, I)."""
@@ -137,7 +193,7 @@ class Inversion:
     def _here(self, drawn: Tensor) -> Tensor:
         return self.runtime.send(drawn.to(self.runtime.dtype))
 
-    def _look(self, x: Tensor, draws: Tensor) -> Tensor:
+    def _view(self, x: Tensor, draws: Tensor) -> Tensor:
         """What the networks see of the images in a step."""
         mirror = self.config.input.mirror
         if self.config.inversion.views == "jitter":
@@ -153,84 +209,37 @@ class Inversion:
             lasting["start"] = self.runtime.arrange(roles.generator(self.config))
         contrasts, averages = ever(self.config.weights.contrastive), self.config.inversion.momentum > 0
         if contrasts or averages:
-            seen = self.teacher(self._here(torch.zeros(2, *image_shape(self.config))))
+            seen = self.teacher.judge(self._here(torch.zeros(2, *image_shape(self.config))))
             memory = nn.Module()
             if contrasts:
                 num_features = _pooled(seen.features).shape[1]
                 with roles.seeded(self.config.seed, "head"):
                     lasting["head"] = self.runtime.arrange(Head(num_features))
                 memory.register_buffer("bank", seen.logits.new_zeros(2, self.config.inversion.bank, num_features))
-            for place, layer in enumerate(seen.moments if averages else ()):
-                memory.register_buffer(f"past_{place}", layer.sums.new_zeros(2, len(layer.running_var)))
+            for index, layer in enumerate(seen.moments if averages else ()):
+                memory.register_buffer(f"past_{index}", layer.sums.new_zeros(2, len(layer.running_var)))
             lasting["memory"] = memory
         return lasting
 
-    def _remember(self, judge: _Judge) -> None:
-        """The features of the batch's best images into the bank, its last statistics into the average."""
+    def _remember(self, best: Tensor) -> None:
+        """The features `best` of the batch's best images into the bank, its last statistics into the average."""
         past = dict(self.lasting["memory"].named_buffers()) if "memory" in self.lasting else {}
         if (bank := past.pop("bank", None)) is not None:
-            features = judge.features.new_zeros(2, self.size, bank.shape[2])
-            features[:, self.rows.start : self.rows.stop] = judge.features
+            features = best.new_zeros(2, self.size, bank.shape[2])
+            features[:, self.rows.start : self.rows.stop] = best
             features = self.runtime.reduce(features.flatten()).view(features.shape)
-            places = torch.arange(self.size, device=bank.device)[-bank.shape[1] :]
-            bank[:, (judge.earlier * self.size + places) % bank.shape[1]] = features[:, places]
+            rows = torch.arange(self.size, device=bank.device)[-bank.shape[1] :]
+            bank[:, (self._earlier * self.size + rows) % bank.shape[1]] = features[:, rows]
         if past:
-            sizes = [layer.sums.numel() for layer in judge.moments]
-            sums = self.runtime.reduce(torch.cat([layer.sums.detach() for layer in judge.moments])).split(sizes)
-            for average, part, layer in zip(past.values(), sums, judge.moments, strict=True):
+            sizes = [layer.sums.numel() for layer in self._moments]
+            sums = self.runtime.reduce(torch.cat([layer.sums.detach() for layer in self._moments])).split(sizes)
+            for average, part, layer in zip(past.values(), sums, self._moments, strict=True):
                 now = torch.stack(shift_and_var(part, layer))
-                average.copy_(now.lerp(average, self.config.inversion.momentum) if judge.earlier else now)
-
-
-class _Judge:
-    """The loss of a batch's steps; it holds on to the images of the least loss so far."""
-
-    def __init__(self, maker: Inversion, loss: Loss, classes: Tensor, earlier: int) -> None:
-        """`earlier`: batches that were made before this one."""
-        self.maker, self.loss, self.classes, self.earlier = maker, loss, classes, earlier
-        self.least = torch.full((), math.inf, device=classes.device)
-        self.images = torch.zeros(())
-        self.features = self._seen = torch.zeros(())
-        self.local = torch.zeros(())
-        self.moments: Sequence[LayerMoments] = ()
-
-    def ask(self, x: Tensor) -> Answer:
-        """The teacher's answer, in its moments the average of those of earlier batches."""
-        t = self.maker.teacher(x)
-        self.moments, momentum = t.moments, self.maker.config.inversion.momentum
-        if not momentum or not self.earlier:
-            return t
-        past = [value for name, value in self.maker.lasting["memory"].named_buffers() if name != "bank"]
-        pairs = zip(t.moments, past, strict=True)
-        return replace(t, moments=[replace(layer, past=value, momentum=momentum) for layer, value in pairs])
-
-    def __call__(self, t: Answer, s: Ask, x: Tensor) -> Terms:
-        """The terms of a step, before its update."""
-        terms = self.loss(t, s, x, self.classes, lambda: self._contrast(t))
-        total, made = terms.total.detach(), self.maker.batch.images.detach()
-        better = total < self.least
-        self.least = torch.where(better, total, self.least)
-        self.images = torch.where(better, made, self.images)  # a copy: pixels are about to change in their place
-        self.features = torch.where(better, self._seen, self.features)
-        return terms
-
-    def _contrast(self, t: Answer) -> Term:
-        """The contrastive term between what the teacher saw and a local view of the same images."""
-        maker = self.maker
-        view = views.local(maker.batch.images, self.local, maker.config.input.mirror)
-        with layers.observe_features(maker.teacher.module) as found:
-            maker.teacher.module(view)
-        features = torch.stack([_pooled(found[-1]), _pooled(t.features)])
-        self._seen = features.detach()
-        bank = maker.lasting["memory"].get_buffer("bank")
-        held = min(self.earlier * maker.size, bank.shape[1])
-        head = maker.lasting["head"]
-        local, whole = head(features)
-        return losses.contrastive(local, whole, maker.rows, maker.size, head(bank[:, :held]), CONTRAST_TEMPERATURE)
+                average.copy_(now.lerp(average, self.config.inversion.momentum) if self._earlier else now)
 
 
 def build(
-    config: Config, runtime: Runtime, turns: Sequence[Turn], teacher: Observed | None, student: Player,
+    config: Config, runtime: Runtime, turns: Sequence[Turn], teacher: Teacher | None, student: Player,
     pool: Pool | None,
 ) -> Inversion | None:  # fmt: skip
     """What makes batches in the generator's place, where the turns of a round have any."""

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from harness.algorithm.latents import mix
-from harness.algorithm.terms import Terms, settle
-from harness.algorithm.turns import generator_turn, student_turn, supervised_turn
+from harness.algorithm.terms import Terms, combine
+from harness.algorithm.turns import generator_turn, student_turn
 from harness.config import Config, Optimizer, ever
 from harness.distributed.runtime import Runtime
 from harness.methods import Turn
@@ -20,8 +20,8 @@ from harness.training import inversion
 from harness.training.average import Average
 from harness.training.players import Health, Player
 from harness.training.pool import Pool
-from harness.training.sources import Sources, drawn
-from harness.training.teacher import observe
+from harness.training.sources import Sources, class_centres, drawn
+from harness.training.teacher import build as build_teacher
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Networks:
         if self.generator is None:
             assert self.pool
             return self.pool.sample(count, *keys)
-        z, _ = drawn(self.config, range(count), count, *keys)
+        z, _ = drawn(self.config, class_centres(self.config), range(count), count, *keys)
         with torch.no_grad():
             images: Tensor = self.generator(z.to(self.runtime.device, self.runtime.dtype))
             return images
@@ -62,7 +62,7 @@ class Machine:
         generates = any(turn.kind == "generator" for turn in turns)
         compared = teacher and ever(config.student.attention)
         theirs, own = maps.shared(config, teacher, modules["student"]) if teacher and compared else ([], [])
-        self.teacher = observe(config, runtime, teacher, generates, theirs) if teacher else None
+        self.teacher = build_teacher(config, runtime, teacher, generates, theirs) if teacher else None
         self.players = {name: self._player(name, module) for name, module in modules.items()}
         self.student, self.generator = self.players["student"], self.players.get("generator")
         self.student.layers = own
@@ -75,21 +75,21 @@ class Machine:
 
     def play(self, round_index: int, turn_index: int, part: int = 0) -> Terms:
         """One turn on one micro-batch; every random draw in it is a function of (seed, round, turn, part, index)."""
-        turn, place = self.turns[turn_index], (round_index, turn_index)
-        shard_index = part * self.runtime.world_size + self.runtime.rank
-        self.runtime.seed(mix("dropout", self.config.seed, *place, shard_index))
-        loss = partial(self._settle, turn, round_index)
+        turn, where = self.turns[turn_index], (round_index, turn_index, part)
+        rank_index = part * self.runtime.world_size + self.runtime.rank
+        self.runtime.seed(mix("dropout", self.config.seed, round_index, turn_index, rank_index))
+        loss = partial(self._loss, turn, round_index)
         if turn.kind == "supervised":
-            return supervised_turn(self.student, *self.sources.real(*place, part), loss)
+            x, labels = self.sources.real(*where)
+            return student_turn(self.student, x, labels, loss)
+        if turn.kind == "student":
+            return student_turn(self.student, *self.sources.lesson(*where), loss)
         assert self.teacher is not None
-        if self.inversion and turn.kind == "generator":
-            return self.inversion.play(*place, part, loss)
-        if turn.kind == "generator":
-            assert self.generator is not None
-            z, y = self.sources.latents(*place, part)
-            return generator_turn(self.teacher, self.student, self.generator, z, lambda t, s, x: loss(t, s, x, y))
-        images, teacher = self.sources.lesson(*place, part)
-        return student_turn(teacher, self.student, images, loss)
+        if self.inversion:
+            return self.inversion.play(*where, loss)
+        assert self.generator is not None
+        z, y = self.sources.latents(*where)
+        return generator_turn(self.teacher.judge, self.student, self.generator, z, lambda t, s, x: loss(t, s, x, y))
 
     def networks(self) -> Networks:
         """The networks as they stand. Every process has to ask; with several, trained ones are copies."""
@@ -117,8 +117,8 @@ class Machine:
             return self.teacher.module if self.teacher else None
         return self.runtime.place(self.runtime.together(lambda: roles.teacher(self.config)))
 
-    def _settle(self, turn: Turn, round_index: int, *answers: object) -> Terms:
-        return settle(turn.terms(self.config, round_index, *answers), self.runtime.reduce)
+    def _loss(self, turn: Turn, round_index: int, *answers: object) -> Terms:
+        return combine(turn.terms(self.config, round_index, *answers), self.runtime.reduce)
 
     def _player(self, name: str, module: nn.Module) -> Player:
         settings: Optimizer = getattr(self.config, name)

@@ -87,6 +87,8 @@ class Player:
 
     def answer(self, x: Tensor) -> Answer:
         """Forward in the player's own turn: logits, and the maps of `layers`."""
+        if not self.layers:
+            return Answer(self(x))
         with layers.observe_maps(self.layers) as found:
             return Answer(self(x), maps=found)
 

@@ -1,18 +1,17 @@
-"""Where a turn's images come from: fresh latents, the same latents again, the pool of earlier ones, or real data."""
+"""Where the images of a turn come from: the generator, the same latents again, the pool of earlier ones, real data."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Iterator, Mapping
 
+import torch
 from torch import Tensor
 
 from harness import task as tasks
 from harness.algorithm import views
 from harness.algorithm.latents import classes, latents, shard, uniform
 from harness.algorithm.terms import Answer
-from harness.algorithm.turns import Teacher
 from harness.config import Config, ever
 from harness.distributed.runtime import Runtime
 from harness.methods import INVERTED, Turn
@@ -20,6 +19,7 @@ from harness.networks import preprocessing
 from harness.training.data import TrainingBatches
 from harness.training.players import Player
 from harness.training.pool import Pool
+from harness.training.teacher import Teacher
 
 CENTRE = 8.0
 """How far from 0 the latents of a class are centred, whatever their length: further apart, its images are all alike."""
@@ -34,42 +34,48 @@ class Sources:
         self.config, self.runtime, self.turns = config, runtime, turns
         self.generator, self.teacher = generator, teacher
         self._batches: Iterator[tuple[Tensor, Tensor]] | None = None
-        self._taught: dict[int, tuple[Tensor, Answer]] = {}
-        fresh = [place for place, turn in enumerate(turns) if _is_stored(turn)]
+        self._repeated: dict[int, tuple[Tensor, Answer]] = {}
+        stored = [index for index, turn in enumerate(turns) if _is_stored(turn)]
         replays = any(turn.source == "pool" for turn in turns)
-        self.pool = Pool(config, runtime, fresh) if replays else None
+        self.pool = Pool(config, runtime, stored) if replays else None
+        self._centres = class_centres(config)
         self._black = runtime.send(preprocessing.black(config).to(runtime.dtype))
 
     def latents(self, round_index: int, turn_index: int, part: int) -> tuple[Tensor, Tensor | None]:
         """This process's rows of z [b, Z] for a micro-batch, and their classes [b] where they have any.
 
-        Those of the turn that it shares them with, where it does.
+        A turn of source "same" has the latents of the last turn before it that drew some.
         """
         if self.turns[turn_index].kind == "generator":
-            self._taught.clear()  # what was generated before it learns is not what the same latents give after
+            self._repeated.clear()  # after its update the same latents give other images
         while self.turns[turn_index].source != "latents":
             turn_index -= 1
         keys = ("latents", round_index, turn_index)
-        z, y = drawn(self.config, self._rows(part), self.config.batch_size, *keys)
+        z, y = drawn(self.config, self._centres, self._rows(part), self.config.batch_size, *keys)
         return self.runtime.send(z.to(self.runtime.dtype)), None if y is None else self.runtime.send(y)
 
-    def lesson(self, round_index: int, turn_index: int, part: int) -> tuple[Callable[[], Tensor], Teacher]:
-        """For a student's turn: what gives its images, and who says what they are."""
+    @torch.no_grad()
+    def lesson(self, round_index: int, turn_index: int, part: int) -> tuple[Tensor, Answer]:
+        """What a student's turn learns from: images x [b, C, H, W] and the teacher's answer to them, both data."""
         assert self.teacher is not None
-        source, place = self.turns[turn_index].source, (round_index, turn_index, part)
-        if source == "data":
-            return lambda: self.real(*place)[0], self.teacher
-        if source == "same":
-            return partial(self._again, *place), lambda x: self._taught[part][1]
+        source, where = self.turns[turn_index].source, (round_index, turn_index, part)
         if source == "pool":
-            assert self.pool
-            x, t = self.pool.draw(*place)
-            if self.config.replay.augment:
-                return lambda: self._cropped(x, *place), self.teacher
-            return lambda: x, lambda x: t
-        if self.pool:
-            return partial(self._keep, self.pool, *place), partial(self._ask, self.pool, *place)
-        return partial(self._invent, *place), self.teacher
+            return self._replayed(*where)
+        if source == "same":
+            if part not in self._repeated:
+                x = self._generated(*where)
+                self._repeated[part] = x, self.teacher.answer(x)
+            return self._repeated[part]
+        if source == "data":
+            x, _ = self.real(*where)
+            return x, self.teacher.answer(x)
+        x = self._generated(*where)
+        if self.pool is None:
+            return x, self.teacher.answer(x)
+        x = self.pool.keep(*where, x)  # as it is stored: the student learns now from what it will be shown again
+        t = self.teacher.answer(x)
+        self.pool.answered(*where, t)
+        return x, t
 
     def kept(self, done: int) -> dict[str, Tensor]:
         """What a checkpoint after `done` rounds has to hold so that the same images come again."""
@@ -93,53 +99,46 @@ class Sources:
         x, labels = next(self._batches)
         return self.runtime.send(x.to(self.runtime.dtype)), self.runtime.send(labels)
 
+    def _generated(self, round_index: int, turn_index: int, part: int) -> Tensor:
+        """G(z), from the generator as it stands."""
+        assert self.generator is not None
+        z, _ = self.latents(round_index, turn_index, part)
+        return self.generator.guest(z)
+
+    def _replayed(self, round_index: int, turn_index: int, part: int) -> tuple[Tensor, Answer]:
+        """Images of the pool with the answers that were stored, or cropped and mirrored and answered anew."""
+        assert self.pool and self.teacher
+        x, t = self.pool.draw(round_index, turn_index, part)
+        if not self.config.replay.augment:
+            return x, t
+        keys = (self.config.seed, "views", round_index, turn_index)
+        draws = self.runtime.send(uniform(self._rows(part), self.config.batch_size, 3, *keys).to(x.dtype))
+        x = views.crop(x, draws, self.config.input.mirror, self._black.to(x.dtype))
+        return x, self.teacher.answer(x)
+
     def _rows(self, part: int) -> range:
         """This process's rows of a micro-batch, in the global batch."""
         size = self.config.batch_size // self.config.micro_batches
         own = shard(size, self.runtime.rank, self.runtime.world_size)
         return range(part * size + own.start, part * size + own.stop)
 
-    def _cropped(self, x: Tensor, round_index: int, turn_index: int, part: int) -> Tensor:
-        """Images [b, C, H, W] under a crop and mirroring that each row's place chooses."""
-        keys = (self.config.seed, "views", round_index, turn_index)
-        draws = self.runtime.send(uniform(self._rows(part), self.config.batch_size, 3, *keys).to(x.dtype))
-        return views.crop(x, draws, self.config.input.mirror, self._black.to(x.dtype))
 
-    def _invent(self, round_index: int, turn_index: int, part: int) -> Tensor:
-        assert self.generator is not None
-        z, _ = self.latents(round_index, turn_index, part)
-        return self.generator.guest(z)
-
-    def _keep(self, pool: Pool, round_index: int, turn_index: int, part: int) -> Tensor:
-        """Fresh images as the pool stores them: what the student learns now is what it will be shown again."""
-        return pool.keep(round_index, turn_index, part, self._invent(round_index, turn_index, part))
-
-    def _ask(self, pool: Pool, round_index: int, turn_index: int, part: int, x: Tensor) -> Answer:
-        assert self.teacher is not None
-        t = self.teacher(x)
-        pool.answered(round_index, turn_index, part, t)
-        return t
-
-    def _again(self, round_index: int, turn_index: int, part: int) -> Tensor:
-        """Images of the same latents; until the generator learns they are the same, and so is what they are."""
-        if part not in self._taught:
-            assert self.teacher is not None
-            x = self._invent(round_index, turn_index, part)
-            self._taught[part] = (x, self.teacher(x))
-        return self._taught[part][0]
-
-
-def drawn(config: Config, rows: range, total: int, *keys: int | str) -> tuple[Tensor, Tensor | None]:
-    """What the generator takes, rows of z [`total`, Z], and the classes y [n] of its images where they have any.
-
-    Where `weights.target` asks for a class, z ~ N(c_y, I); a class has its centre c, about CENTRE from 0, all run long.
-    """
-    seed, size = config.seed, config.generator.latent_size
-    z = latents(rows, total, size, seed, *keys)
+def class_centres(config: Config) -> Tensor | None:
+    """Where the latents of each class are centred [K, Z], about CENTRE from 0, all run long; None without classes."""
     if not ever(config.weights.target):
+        return None
+    size = config.generator.latent_size
+    return latents(range(config.classes), config.classes, size, config.seed, "centres") * (CENTRE / math.sqrt(size))
+
+
+def drawn(
+    config: Config, centres: Tensor | None, rows: range, total: int, *keys: int | str
+) -> tuple[Tensor, Tensor | None]:
+    """Rows of z [`total`, Z], and the classes y [n] of the images where `class_centres` gives any: z ~ N(c_y, I)."""
+    z = latents(rows, total, config.generator.latent_size, config.seed, *keys)
+    if centres is None:
         return z, None
-    y = classes(rows, total, config.classes, seed, "classes", *keys)
-    centres = latents(range(config.classes), config.classes, size, seed, "centres") * (CENTRE / math.sqrt(size))
+    y = classes(rows, total, config.classes, config.seed, "classes", *keys)
     return z + centres[y], y
 
 

@@ -9,9 +9,9 @@ import pytest
 
 from harness import config as config_module
 from harness import resolve
-from harness.config import weight_at
 from harness.config.parse import merge
 from harness.errors import UserError
+from harness.methods.terms import weight_at
 
 LEAST = {"task": "classification", "classes": 3}
 

@@ -37,16 +37,16 @@ def maker(built: Machine) -> Inversion:
 def watched(built: Machine) -> Iterator[tuple[float, Tensor]]:
     """(loss, images) of each step of the first round's image turn."""
     steps: list[tuple[float, Tensor]] = []
-    settle = built._settle
+    settle = built._loss
 
     def listen(turn: Turn, round_index: int, *answers: object) -> Terms:
         terms = settle(turn, round_index, *answers)
         steps.append((terms.total.item(), maker(built).batch.images.detach().clone()))
         return terms
 
-    built._settle = listen  # type: ignore[method-assign]
+    built._loss = listen  # type: ignore[method-assign]
     built.play(0, 0)
-    built._settle = settle  # type: ignore[method-assign]
+    built._loss = settle  # type: ignore[method-assign]
     yield from steps
 
 
@@ -204,12 +204,11 @@ def test_replayed_images_are_seen_in_crops_and_the_teacher_is_asked_of_them() ->
     assert built.teacher and built.sources.pool
     built.play(0, 0)
     assert built.play(0, 1).values["attention"] > 0
-    images, teacher = built.sources.lesson(0, 2, 0)
-    x = images()
+    x, t = built.sources.lesson(0, 2, 0)
     plain, _ = built.sources.pool.draw(0, 2, 0)
     assert x.shape == plain.shape and not torch.equal(x, plain)
     with torch.no_grad():
-        assert torch.equal(teacher(x).logits, built.teacher.module(x))
+        assert torch.equal(t.logits, built.teacher.module(x))
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from harness.algorithm import losses
-from harness.algorithm.terms import Term, settle
+from harness.algorithm.terms import Term, combine
 
 
 def value(term: Term) -> float:
-    return settle({"it": (1.0, term)}, lambda sums: sums).total.item()
+    return combine({"it": (1.0, term)}, lambda sums: sums).total.item()
 
 
 def logits(*rows: list[float]) -> Tensor:
@@ -142,7 +142,7 @@ def test_settle_weighs_watches_and_reduces_once() -> None:
         "class_balance": (2.0, losses.class_balance(t)),
         "entropy": (0.0, losses.entropy(t)),
     }
-    settled = settle(terms, reduce)
+    settled = combine(terms, reduce)
     assert len(calls) == 1
     assert settled.values["adversarial"].item() == pytest.approx(7 / 4)
     balance = settled.values["class_balance"].item()
@@ -152,5 +152,5 @@ def test_settle_weighs_watches_and_reduces_once() -> None:
 
 def test_p_ln_p_has_a_finite_gradient_at_zero() -> None:
     t = torch.tensor([[900.0, -900.0]], requires_grad=True)
-    settle({"balance": (1.0, losses.class_balance(t))}, lambda sums: sums).total.backward()
+    combine({"balance": (1.0, losses.class_balance(t))}, lambda sums: sums).total.backward()
     assert t.grad is not None and t.grad.isfinite().all()

@@ -11,13 +11,13 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 from harness.algorithm import losses, moments
-from harness.algorithm.terms import settle
+from harness.algorithm.terms import combine
 
 
 def distance(module: nn.Module, x: Tensor, form: str) -> Tensor:
     with moments.observe(module) as found:
         module(x)
-    return settle({"batch_norm": (1.0, losses.batch_norm(found, form))}, lambda sums: sums).total
+    return combine({"batch_norm": (1.0, losses.batch_norm(found, form))}, lambda sums: sums).total
 
 
 def layer_with(mean: list[float], var: list[float]) -> nn.BatchNorm1d:
