@@ -2,38 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
-import time
-from collections import deque
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from harness.commands.arguments import AsJson, ConfigFile, Output, Run, Words, read, resolved, to_numbers, to_size
+from harness.commands.session import Signals, conclude, follow, rank, report_error, say, show, tell
 from harness.errors import Diverged, Lost, UserError
 
 if TYPE_CHECKING:
-    from harness.config import Config
-    from harness.training.distill import Report
+    pass
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-
-HEARING = 60.0
-"""Seconds that rank 0 has to say what is wrong before another does, one after the other."""
-
-Words = Annotated[
-    list[str] | None, typer.Argument(help="A recipe (`ddad recipes` lists them), then any number of path=value.")
-]
-ConfigFile = Annotated[
-    Path | None, typer.Option("--config", help="A YAML file of values; a run folder's config.yaml replays it.")
-]
-Output = Annotated[Path | None, typer.Option(help="The run folder; default runs/<recipe>-<hash>.")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, all else on standard error.")]
-Run = Annotated[Path, typer.Argument(help="A run folder.")]
 
 
 @app.command()
@@ -44,17 +28,17 @@ def distill(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and estimates.")] = False,
 ) -> None:
     """Distil a student from a teacher without data; the same command again resumes."""
-    resolved = _resolve(words, config)
+    configuration = resolved(words, config)
     if dry_run:
         from harness.commands.estimate import estimate
 
-        estimate(resolved, output, print)
+        estimate(configuration, output, print)
         return
     from harness.training.distill import rounds
 
-    with _Signals() as signals:
-        last = _follow(rounds(resolved, output, signals.reason, _say))
-    _conclude(last)
+    with Signals() as signals:
+        last = follow(rounds(configuration, output, signals.reason, say))
+    conclude(last)
 
 
 @app.command()
@@ -70,26 +54,26 @@ def launch(
 
     launcher.prepare(nproc, restarts)
     arguments = list(words or [])
-    if _resolve(words, config).distributed.world_size is None:
+    if resolved(words, config).distributed.world_size is None:
         arguments.append(f"distributed.world_size={nproc}")
     for option, path in (("--config", config), ("--output", output)):
         arguments += [option, str(path)] if path else []
-    raise typer.Exit(launcher.launch(nproc, restarts, arguments, _say))
+    raise typer.Exit(launcher.launch(nproc, restarts, arguments, say))
 
 
 @app.command()
 def teach(words: Words = None, config: ConfigFile = None, output: Output = None) -> None:
     """Train a recipe's teacher on real data, into the file the recipe distils from."""
-    resolved = _resolve(words, config)
+    configuration = resolved(words, config)
     from harness.training.distill import teach as lessons
 
-    with _Signals() as signals:
-        last = _follow(lessons(resolved, output, signals.reason, _say))
+    with Signals() as signals:
+        last = follow(lessons(configuration, output, signals.reason, say))
     if last is None:
-        _tell(f"{resolved.teacher.checkpoint} is there already: delete it to teach it again")
+        tell(f"{configuration.teacher.checkpoint} is there already: delete it to teach it again")
         return
-    _conclude(last)
-    _tell(f"the teacher is {resolved.teacher.checkpoint}")
+    conclude(last)
+    tell(f"the teacher is {configuration.teacher.checkpoint}")
 
 
 @app.command()
@@ -114,21 +98,21 @@ def evaluate(
     if (run is None) == (network is None):
         raise UserError("name either a run folder, or --network, --checkpoint and --data")
     if run is not None:
-        found = evaluate.of_run(run, _say, {"data.name": data, "data.root": root and str(root)})
+        found = evaluate.of_run(run, say, {"data.name": data, "data.root": root and str(root)})
     else:
         if checkpoint is None or data is None:
             raise UserError("--network goes with --checkpoint and --data")
         given: dict[str, object] = {
             "data.root": root and str(root),
             "teacher.channels": channels,
-            "teacher.mean": _numbers("--mean", mean),
-            "teacher.std": _numbers("--std", std),
+            "teacher.mean": to_numbers("--mean", mean),
+            "teacher.std": to_numbers("--std", std),
             "classes": classes,
-            "input.size": _size(size),
-            "data.size": _size(size),
+            "input.size": to_size(size),
+            "data.size": to_size(size),
         }
         found = evaluate.of_network(str(network), checkpoint, data, given)
-    _print(found, as_json, evaluate.table)
+    show(found, as_json, evaluate.table)
 
 
 @app.command()
@@ -140,7 +124,7 @@ def predict(
 
     found = answers(run, images)
     lines = [f"{answer['image']}: {answer['class']} ({answer['probability']:.1%})" for answer in found]
-    _print({"predictions": found}, as_json, lambda _: lines)
+    show({"predictions": found}, as_json, lambda _: lines)
 
 
 @app.command()
@@ -154,7 +138,7 @@ def export(
     from harness.commands.export import export as write
 
     found = write(run, kind, output)
-    _print(found, as_json, lambda _: [f"{found['file']}: largest difference {found['max_difference']:.2g}"])
+    show(found, as_json, lambda _: [f"{found['file']}: largest difference {found['max_difference']:.2g}"])
 
 
 @app.command()
@@ -175,13 +159,13 @@ def compare(
     form = tables.form(kind, output)
     if figure:
         plots.check(figure)
-    found = comparing.compare(*runs.read(sources, uri, _say), _say)
+    found = comparing.compare(*runs.read(sources, uri, say), say)
     if figure:
         plots.draw(found, figure)
-        _say(f"the figure is {figure}")
+        say(f"the figure is {figure}")
     if output:
         files.write(output, form(found) + "\n")
-        _say(f"the table is {output}")
+        say(f"the table is {output}")
     else:
         print(form(found))
 
@@ -218,7 +202,7 @@ def sweep(
     """Search a recipe's settings with Ray Tune, without data; ends with the best configuration in best.yaml."""
     import importlib
 
-    recipe, file, overrides = _read(words, config)
+    recipe, file, overrides = read(words, config)
     plans = importlib.import_module("tune.plan")  # harness does not import what builds on it
     plan = plans.make(
         (recipe, file, overrides), output, space=space, trials=trials, objective=objective, searcher=searcher,
@@ -228,11 +212,11 @@ def sweep(
     seeds = plans.seeds(retrain)
     plans.check(plan)
     try:
-        found = importlib.import_module("tune.sweep").sweep(plan, resume, seeds, _say)
+        found = importlib.import_module("tune.sweep").sweep(plan, resume, seeds, say)
     except KeyboardInterrupt:
-        _say(f"stopped: the same command with --resume goes on in {plan.folder}")
+        say(f"stopped: the same command with --resume goes on in {plan.folder}")
         raise typer.Exit(130) from None
-    _print(found, as_json, lambda _: [(plan.folder / "report.md").read_text(), f"best: {plan.folder / 'best.yaml'}"])
+    show(found, as_json, lambda _: [(plan.folder / "report.md").read_text(), f"best: {plan.folder / 'best.yaml'}"])
 
 
 @app.command()
@@ -245,12 +229,12 @@ def profile(
     as_json: AsJson = False,
 ) -> None:
     """Measure where the time of a round goes, and how near it is to this machine's limit."""
-    resolved = _resolve(words, config)
+    configuration = resolved(words, config)
     from harness.commands.profile import report
 
-    found = report.run(resolved, output, find_batch, trace, _say if as_json else _tell)
+    found = report.run(configuration, output, find_batch, trace, say if as_json else tell)
     if as_json:
-        _print(report.record(found), True, lambda _: [])
+        show(report.record(found), True, lambda _: [])
 
 
 @app.command()
@@ -268,7 +252,7 @@ def doctor(as_json: AsJson = False) -> None:
     """Say what works here: versions, devices, process groups, DeepSpeed, the MLflow store."""
     from harness.commands.doctor import examine
 
-    _print(examine(), as_json, lambda found: [f"{key:14}{value}" for key, value in found.items()])
+    show(examine(), as_json, lambda found: [f"{key:14}{value}" for key, value in found.items()])
 
 
 @app.command()
@@ -281,121 +265,6 @@ def ui(
     from harness import tracking
 
     tracking.ui(uri, host, port)
-
-
-class _Signals:
-    """Turns the first SIGINT or SIGTERM into a reason to stop after the round; a second one ends at once."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-
-    def __enter__(self) -> _Signals:
-        self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, frame: object) -> None:
-        if self.received is not None:
-            sys.exit(128 + number)
-        self.received = number
-
-    def reason(self) -> str | None:
-        """Why the run should stop, or None."""
-        return signal.Signals(self.received).name if self.received else None
-
-
-def _resolve(words: list[str] | None, file: Path | None) -> Config:
-    from harness import resolve
-
-    return resolve.resolve(*_read(words, file))
-
-
-def _read(words: list[str] | None, file: Path | None) -> tuple[str | None, dict[str, Any] | None, dict[str, Any]]:
-    """Recipe, content of the file and overrides, as `harness.resolve.resolve` takes them."""
-    from harness import resolve
-
-    words = words or []
-    recipe = words[0] if words and "=" not in words[0] else None
-    overrides = resolve.read_overrides(words[1:] if recipe else words)
-    return recipe, resolve.read_file(file) if file else None, overrides
-
-
-def _follow(reports: Iterable[Report]) -> Report | None:
-    from harness.commands.progress import follow
-    from harness.distributed.runtime import leave
-
-    last = follow(reports) if _rank() == 0 else next(iter(deque(reports, maxlen=1)), None)
-    leave()
-    return last
-
-
-def _rank() -> int:
-    """The index of this process among those a launcher started; 0 speaks for all."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def _conclude(report: Report | None) -> None:
-    """The last words of a run, and its exit code where a signal ended it, to this process or to another one of it."""
-    assert report is not None
-    if report.stopped:
-        _tell(
-            f"stopped after round {report.round} of {report.rounds} ({report.stopped}): "
-            "the same command goes on from there"
-        )
-        names = signal.Signals.__members__
-        raise typer.Exit(128 + names[report.stopped] if report.stopped in names else 0)
-    if _rank() > 0:
-        return
-    from harness.commands.progress import conclusion
-
-    conclusion(report)
-
-
-def _numbers(option: str, text: str | None) -> list[float] | None:
-    """Numbers between commas or spaces."""
-    try:
-        return [float(word) for word in text.replace(",", " ").split()] if text else None
-    except ValueError:
-        raise UserError(f"{option} {text!r}: expected a number per channel, such as .485,.456,.406") from None
-
-
-def _size(text: str | None) -> int | list[int] | None:
-    """A side, or height and width between a comma or spaces."""
-    try:
-        numbers = [int(word) for word in text.replace(",", " ").split()] if text else None
-    except ValueError:
-        numbers = []
-    if numbers is not None and len(numbers) not in (1, 2):
-        raise UserError(f"--size {text!r}: expected a side, or height,width, such as 32 or 360,480")
-    return numbers[0] if numbers and len(numbers) == 1 else numbers
-
-
-def _say(line: str) -> None:
-    if _rank() == 0:
-        print(line, file=sys.stderr, flush=True)
-
-
-def _complain(line: str) -> None:
-    """Rank 0 speaks for all. A launcher ends all once one has ended, so the others wait, and speak if it does not."""
-    if _rank() > 0:
-        time.sleep(HEARING * (1 + int(os.environ.get("LOCAL_RANK", "0")) / 10))
-        line = f"rank {_rank()}: {line}"
-    print(f"ddad: {line}", file=sys.stderr, flush=True)
-
-
-def _tell(line: str) -> None:
-    if _rank() == 0:
-        print(line, flush=True)
-
-
-def _print(found: dict[str, Any], as_json: bool, lines: Callable[[dict[str, Any]], Iterable[str]]) -> None:
-    if as_json:
-        print(json.dumps(found))
-    else:
-        print("\n".join(lines(found)))
 
 
 def _check_packages() -> None:
@@ -425,16 +294,16 @@ def main() -> NoReturn:
         _check_packages()
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except (UserError, Diverged) as error:
-        _complain(str(error))
+        report_error(str(error))
         code = error.exit_code
     except Lost as error:
-        if _rank() <= 1:  # rank 0 may be the one that was lost
+        if rank() <= 1:  # rank 0 may be the one that was lost
             print(f"ddad: {error}", file=sys.stderr, flush=True)
         code = error.exit_code
     except Exception as error:
         if not hasattr(error, "format_message"):  # a usage error of typer's own command parser
             raise
-        _complain(error.format_message())
+        report_error(error.format_message())
         code = 2
     finally:
         for number, handler in before.items():

@@ -1,0 +1,63 @@
+"""What the words and options of a command mean."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from harness.errors import UserError
+
+if TYPE_CHECKING:
+    from harness.config import Config
+
+Words = Annotated[
+    list[str] | None, typer.Argument(help="A recipe (`ddad recipes` lists them), then any number of path=value.")
+]
+
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="A YAML file of values; a run folder's config.yaml replays it.")
+]
+
+Output = Annotated[Path | None, typer.Option(help="The run folder; default runs/<recipe>-<hash>.")]
+
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, all else on standard error.")]
+
+Run = Annotated[Path, typer.Argument(help="A run folder.")]
+
+
+def resolved(words: list[str] | None, file: Path | None) -> Config:
+    """The complete configuration that a command's words and --config ask for."""
+    from harness import resolve
+
+    return resolve.resolve(*read(words, file))
+
+
+def read(words: list[str] | None, file: Path | None) -> tuple[str | None, dict[str, Any] | None, dict[str, Any]]:
+    """Recipe, content of the file and overrides, as `harness.resolve.resolve` takes them."""
+    from harness import resolve
+
+    words = words or []
+    recipe = words[0] if words and "=" not in words[0] else None
+    overrides = resolve.read_overrides(words[1:] if recipe else words)
+    return recipe, resolve.read_file(file) if file else None, overrides
+
+
+def to_numbers(option: str, text: str | None) -> list[float] | None:
+    """Numbers between commas or spaces."""
+    try:
+        return [float(word) for word in text.replace(",", " ").split()] if text else None
+    except ValueError:
+        raise UserError(f"{option} {text!r}: expected a number per channel, such as .485,.456,.406") from None
+
+
+def to_size(text: str | None) -> int | list[int] | None:
+    """A side, or height and width between a comma or spaces."""
+    try:
+        sides = [int(word) for word in text.replace(",", " ").split()] if text else None
+    except ValueError:
+        sides = []
+    if sides is not None and len(sides) not in (1, 2):
+        raise UserError(f"--size {text!r}: expected a side, or height,width, such as 32 or 360,480")
+    return sides[0] if sides and len(sides) == 1 else sides

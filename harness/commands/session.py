@@ -1,0 +1,104 @@
+"""A command at work: the signals that stop it, what it prints and on which stream, and its exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from harness.training.distill import Report
+
+SECONDS_TO_REPORT = 60.0
+"""Seconds that rank 0 has to report an error before another rank does, one after the other."""
+
+
+class Signals:
+    """Turns the first SIGINT or SIGTERM into a reason to stop after the round; a second one ends at once."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    def __enter__(self) -> Signals:
+        self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: object) -> None:
+        if self.received is not None:
+            sys.exit(128 + number)
+        self.received = number
+
+    def reason(self) -> str | None:
+        """Why the run should stop, or None."""
+        return signal.Signals(self.received).name if self.received else None
+
+
+def follow(reports: Iterable[Report]) -> Report | None:
+    """Shows the reports as they come, to the end; waits for the other processes; returns the last report."""
+    from harness.commands.progress import follow as shown
+    from harness.distributed.runtime import leave
+
+    last = shown(reports) if rank() == 0 else next(iter(deque(reports, maxlen=1)), None)
+    leave()
+    return last
+
+
+def rank() -> int:
+    """The index of this process among those a launcher started; rank 0 prints."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def conclude(report: Report | None) -> None:
+    """Prints how a run ended; raises typer.Exit with 128 + N where signal N stopped it, on this process or another."""
+    assert report is not None
+    if report.stopped:
+        tell(
+            f"stopped after round {report.round} of {report.rounds} ({report.stopped}): "
+            "the same command goes on from there"
+        )
+        names = signal.Signals.__members__
+        raise typer.Exit(128 + names[report.stopped] if report.stopped in names else 0)
+    if rank() > 0:
+        return
+    from harness.commands.progress import conclusion
+
+    conclusion(report)
+
+
+def say(line: str) -> None:
+    """Prints a line about the command on standard error."""
+    if rank() == 0:
+        print(line, file=sys.stderr, flush=True)
+
+
+def report_error(line: str) -> None:
+    """Prints an error. Of several processes rank 0 does, and the launcher ends the others; if it does not, they do."""
+    if rank() > 0:
+        time.sleep(SECONDS_TO_REPORT * (1 + int(os.environ.get("LOCAL_RANK", "0")) / 10))
+        line = f"rank {rank()}: {line}"
+    print(f"ddad: {line}", file=sys.stderr, flush=True)
+
+
+def tell(line: str) -> None:
+    """Prints a line of the command's result on standard output."""
+    if rank() == 0:
+        print(line, flush=True)
+
+
+def show(found: dict[str, Any], as_json: bool, lines: Callable[[dict[str, Any]], Iterable[str]]) -> None:
+    """Prints a result as one JSON object, or as lines."""
+    if as_json:
+        print(json.dumps(found))
+    else:
+        print("\n".join(lines(found)))
