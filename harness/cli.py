@@ -274,8 +274,8 @@ def _check_packages() -> None:
     ours = Path(__file__).resolve().parents[1]
     for name in ("tasks", "tune"):
         spec = importlib.util.find_spec(name)
-        places = [Path(place).resolve().parent for place in (spec.submodule_search_locations or [])] if spec else []
-        if spec and ours not in places:
+        parents = [Path(folder).resolve().parent for folder in (spec.submodule_search_locations or [])] if spec else []
+        if spec and ours not in parents:
             raise UserError(
                 f"the package {name!r} that Python finds is not ddad's but {spec.origin}: uninstall that one, "
                 "or install ddad in an environment of its own"

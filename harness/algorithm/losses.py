@@ -42,11 +42,11 @@ DISCREPANCIES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {"l1": l1,
 
 
 def cross_entropy(s: Tensor, labels: Tensor, ignore_index: int | None) -> Term:
-    """CE(s, y), mean over the labels [B] or [B, H, W] that are not `ignore_index`; what `ddad teach` descends."""
+    """CE(s, y), mean over the labels [B] or [B, H, W] that are not `ignore_index`; 0 where there is none."""
     scored = labels != ignore_index if ignore_index is not None else torch.ones_like(labels, dtype=torch.bool)
     values = F.cross_entropy(s, labels.masked_fill(~scored, 0), reduction="none") * scored
     total = yield torch.stack([values.sum(), scored.sum().to(values.dtype)])
-    return total[0].div(total[1])
+    return total[0].div(total[1].clamp_min(1))  # a batch without a scored label contributes 0
 
 
 def discrepancy(t: Tensor, s: Tensor, name: str, temperature: float) -> Term:
@@ -137,9 +137,9 @@ def contrastive(local: Tensor, whole: Tensor, rows: range, total: int, bank: Ten
     batch, plus the mean over the bank. `whole` and its bank are constants, as in the public code.
     """
     views = torch.stack([local, whole.detach()])
-    placed = views.new_zeros(2, total, views.shape[2])
-    placed[:, rows.start : rows.stop] = views
-    batch = (yield placed.flatten()).view(placed.shape)
+    gathered = views.new_zeros(2, total, views.shape[2])
+    gathered[:, rows.start : rows.stop] = views
+    batch = (yield gathered.flatten()).view(gathered.shape)
     left, right = torch.cat([batch, bank], 1)
     values = F.cross_entropy(left @ right.detach().T / temperature, torch.arange(len(left), device=left.device),
                              reduction="none")  # fmt: skip

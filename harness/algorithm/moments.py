@@ -34,7 +34,7 @@ class LayerMoments:
     eps: float
     """The layer's own floor of a variance."""
     past: Tensor | None = None
-    """mu - mu^ and var of earlier batches [2, C], with which this one's are averaged; None: they count alone."""
+    """mu - mu^ and var of earlier batches [2, C], with which this one's are averaged; None: no average."""
     momentum: float = 0.0
     """The share of `past`."""
 

@@ -22,27 +22,27 @@ def jitter(x: Tensor, draws: Tensor, mirror: bool) -> Tensor:
     """Shifts around the edges by up to a sixteenth of the side, x [b, C, H, W] (DeepInversion)."""
     reach = [-(-side // JITTER) for side in x.shape[2:]]
     starts = [_whole(draws[:, axis], 2 * r + 1) - r for axis, r in enumerate(reach)]
-    places = [_places(start, side) % side for start, side in zip(starts, x.shape[2:], strict=True)]
-    return _taken(x, places, draws, mirror)
+    positions = [_positions(start, side) % side for start, side in zip(starts, x.shape[2:], strict=True)]
+    return _resample(x, positions, draws, mirror)
 
 
 def crop(x: Tensor, draws: Tensor, mirror: bool, black: Tensor) -> Tensor:
     """Crops after padding by an eighth of the side with `black` [C, 1, 1], x [b, C, H, W]."""
     reach = [-(-side // PADDING) for side in x.shape[2:]]
     starts = [_whole(draws[:, axis], 2 * r + 1) - r for axis, r in enumerate(reach)]
-    places = [_places(start, side) for start, side in zip(starts, x.shape[2:], strict=True)]
-    return _taken(x - black, places, draws, mirror) + black
+    positions = [_positions(start, side) for start, side in zip(starts, x.shape[2:], strict=True)]
+    return _resample(x - black, positions, draws, mirror) + black
 
 
 def local(x: Tensor, draws: Tensor, mirror: bool) -> Tensor:
     """A part of each image at the size of the whole: a quarter of its area up to all of it, x [b, C, H, W]."""
     scale = (MIN_AREA + (1 - MIN_AREA) * draws[:, 3]).sqrt()
-    places = []
+    positions = []
     for axis, side in enumerate(x.shape[2:]):
         start = draws[:, axis] * (1 - scale) * side
         centres = start[:, None] + scale[:, None] * (torch.arange(side, device=x.device) + 0.5) - 0.5
-        places.append(centres.clamp(0, side - 1))
-    return _taken(x, places, draws, mirror)
+        positions.append(centres.clamp(0, side - 1))
+    return _resample(x, positions, draws, mirror)
 
 
 def _whole(draw: Tensor, count: int) -> Tensor:
@@ -50,19 +50,19 @@ def _whole(draw: Tensor, count: int) -> Tensor:
     return (draw * count).floor().clamp(max=count - 1)
 
 
-def _places(start: Tensor, side: int) -> Tensor:
+def _positions(start: Tensor, side: int) -> Tensor:
     """Where each of `side` pixels is taken from, [b, side]."""
     return start[:, None] + torch.arange(side, device=start.device)
 
 
-def _taken(x: Tensor, places: list[Tensor], draws: Tensor, mirror: bool) -> Tensor:
-    """Pixels [b, C, H, W] from (row, column) places [b, H], [b, W]; 0 outside; half of the images mirrored."""
-    rows, columns = places
+def _resample(x: Tensor, positions: list[Tensor], draws: Tensor, mirror: bool) -> Tensor:
+    """Pixels [b, C, H, W] from (row, column) positions [b, H], [b, W]; 0 outside; half of the images mirrored."""
+    rows, columns = positions
     if mirror:
         columns = torch.where(draws[:, 2:3] < 0.5, columns.flip(1), columns)
-    return _between(rows, x.shape[2])[:, None] @ x @ _between(columns, x.shape[3])[:, None].transpose(2, 3)
+    return _interpolation(rows, x.shape[2])[:, None] @ x @ _interpolation(columns, x.shape[3])[:, None].transpose(2, 3)
 
 
-def _between(places: Tensor, side: int) -> Tensor:
-    """Weights [b, n, side] of the two pixels next to each place [b, n]: linear interpolation."""
-    return (1 - (places[:, :, None] - torch.arange(side, device=places.device)).abs()).clamp_min(0)
+def _interpolation(positions: Tensor, side: int) -> Tensor:
+    """Weights [b, n, side] of the two pixels next to each position [b, n]: linear interpolation."""
+    return (1 - (positions[:, :, None] - torch.arange(side, device=positions.device)).abs()).clamp_min(0)

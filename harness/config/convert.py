@@ -16,7 +16,7 @@ from harness.errors import UserError
 BOOKKEEPING = frozenset(
     {"distributed", "tracking", "checkpoint", "pictures", "log_every", "evaluate_every", "max_minutes"}
 )
-"""Fields that do not determine the result: they alone may change when a run is resumed."""
+"""Fields that do not determine the result: only these may change when a run is resumed."""
 
 
 def build(overlay: Overlay) -> Config:

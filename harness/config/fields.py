@@ -82,7 +82,7 @@ class Config:
     log_every: int = 10
     """Rounds between two reports."""
     evaluate_every: int = 0
-    """Rounds between two evaluations along the way, for a curve only; 0: at the end alone."""
+    """Rounds between two evaluations along the way, for a curve; 0: only at the end."""
     max_minutes: float | None = None
     """End this invocation early, after so many minutes, with a checkpoint; null: no limit."""
 

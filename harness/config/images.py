@@ -18,7 +18,7 @@ class Input:
 
 @dataclass(frozen=True)
 class Replay:
-    """Student turns on earlier images and what the teacher said of them: they cost neither generator nor teacher."""
+    """Student turns on earlier images and the teacher's stored answers: they cost no pass of generator or teacher."""
 
     share: float = 0.0
     """Share of a round's student turns that draw from a pool of earlier batches; 0: there is no pool."""
@@ -29,7 +29,7 @@ class Replay:
     place: Literal["host", "device"] = "host"
     """Where the pool is: in the host's memory, or on the device that computes."""
     augment: bool = False
-    """Show its images under a random crop and mirroring; the teacher is then asked again."""
+    """Show its images under a random crop and mirroring; the teacher then answers anew."""
 
 
 @dataclass(frozen=True)

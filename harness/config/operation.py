@@ -23,7 +23,7 @@ class Distributed:
     """How the run is spread over processes; no field here changes its result."""
 
     strategy: Literal["single", "ddp", "fsdp", "deepspeed"] = "ddp"
-    """Replicated networks (`ddp`; alone, just the network), sharded ones, or `single` to insist on one process."""
+    """Replicated networks (`ddp`, on one process too), sharded ones, or `single` to insist on one process."""
     world_size: int | None = None
     """Number of processes asked for: a run that finds another stops; null takes what the launcher gives."""
     min_world_size: int | None = None
@@ -45,7 +45,7 @@ class Speed:
     cuda_graphs: bool | None = None
     """On a GPU, replay what is compiled as CUDA graphs: fewer launches, more memory; null: no."""
     tf32: bool | None = None
-    """On a GPU, multiply fp32 numbers with 10 bits of mantissa; null: torch's own choice, convolutions alone. Gives up
+    """On a GPU, multiply fp32 numbers with 10 bits of mantissa; null: torch's choice, only in convolutions. Gives up
     that 1 process equals N to rounding in fp32."""
 
 
@@ -54,7 +54,7 @@ class Tracking:
     """Where the experiment is recorded beside its run folder."""
 
     uri: str = "sqlite:///mlflow.db"
-    """An MLflow tracking URI; "none" records in the run folder alone."""
+    """An MLflow tracking URI; "none" records only in the run folder."""
     experiment: str = "ddad"
     """The MLflow experiment."""
     parent: str | None = None

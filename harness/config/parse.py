@@ -26,7 +26,7 @@ def paths(kind: type, prefix: str = "") -> Iterator[str]:
 
 
 def merge(base: Overlay, over: Overlay) -> dict[str, Any]:
-    """`base` with the values of `over` in their places; lists are replaced, dictionaries merged."""
+    """`base` with the values of `over` instead of its own; lists are replaced, dictionaries merged."""
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)

@@ -44,7 +44,7 @@ DAFL: Variants = {
 
 
 def _zskt(attention: float) -> dict[str, Any]:
-    """ZSKT (arXiv 1905.09768): the generator seeks disagreement alone, the student also attends where T does."""
+    """ZSKT (arXiv 1905.09768): the generator raises only the discrepancy; the student also matches attention maps."""
     adam = {"optimizer": "adam", "schedule": "cosine", "clip": 5.0}
     return {
         "discrepancy": "kl",

@@ -36,10 +36,10 @@ _SWIFT: Overlay = {
     "replay": {"share": 0.8},
     "student": {"lr": 0.2, "schedule": "constant", "average": 0.05},
 }
-"""DDAD whose student learns four times of five from earlier images, at a steady pace, and is averaged."""
+"""DDAD whose student learns from replayed images in four turns of five, at a constant rate, with averaged weights."""
 
 _AIMED: Overlay = merge(_SWIFT, {"weights": {"batch_norm": 3.0, "target": 0.5, "class_balance": 1.4}})
-"""`swift` whose generator is told which class each image is to be of, and minds the teacher's statistics more."""
+"""`swift` with class-conditional latents and a higher weight of the batch-norm term."""
 
 METHODS: dict[str, Method] = {
     "ddad": Method(alternating, {"paper": {}, "swift": _SWIFT, "aimed": _AIMED}),

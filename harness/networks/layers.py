@@ -46,10 +46,10 @@ def observe_maps(layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
     """Inside, the list holds what each of the layers answered last: [B, C, h, w] each, in the layers' order."""
     found: list[Tensor] = [Tensor()] * len(layers)
 
-    def hook(place: int, layer: nn.Module, inputs: object, output: Tensor) -> None:
-        found[place] = output
+    def hook(index: int, layer: nn.Module, inputs: object, output: Tensor) -> None:
+        found[index] = output
 
-    handles = [layer.register_forward_hook(partial(hook, place)) for place, layer in enumerate(layers)]
+    handles = [layer.register_forward_hook(partial(hook, index)) for index, layer in enumerate(layers)]
     try:
         yield found
     finally:

@@ -242,7 +242,7 @@ def build(
     config: Config, runtime: Runtime, turns: Sequence[Turn], teacher: Teacher | None, student: Player,
     pool: Pool | None,
 ) -> Inversion | None:  # fmt: skip
-    """What makes batches in the generator's place, where the turns of a round have any."""
+    """The maker of image batches, where the turns of a round have one that makes them by many steps; else None."""
     source = inverts(turns)
     if source is None:
         return None

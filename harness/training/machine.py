@@ -26,7 +26,7 @@ from harness.training.teacher import build as build_teacher
 
 @dataclass(frozen=True)
 class Networks:
-    """The networks as they stand, whole and without engines, for evaluation, pictures and export."""
+    """The current networks, whole and without engines, for evaluation, pictures and export."""
 
     teacher: nn.Module | None
     student: nn.Module
@@ -41,7 +41,7 @@ class Networks:
         return self.generator is not None or bool(self.pool and self.pool.filled)
 
     def generate(self, count: int, *keys: int | str) -> Tensor:
-        """Images x [count, C, H, W] from the generator, a function of its weights and the keys alone; or of a pool."""
+        """Images x [count, C, H, W] of the generator, a function of its weights and the keys; or of the pool."""
         if self.generator is None:
             assert self.pool
             return self.pool.sample(count, *keys)
@@ -92,7 +92,7 @@ class Machine:
         return generator_turn(self.teacher.judge, self.student, self.generator, z, lambda t, s, x: loss(t, s, x, y))
 
     def networks(self) -> Networks:
-        """The networks as they stand. Every process has to ask; with several, trained ones are copies."""
+        """The current networks; with several processes, trained ones are copies. Every process has to call."""
         whole = {name: self._whole(self.players[name], build) for name, build in self._trained().items()}
         found = (self._whole_teacher(), whole["student"], whole.get("generator"))
         return Networks(*found, self.config, self.runtime, self.sources.pool)
@@ -104,7 +104,7 @@ class Machine:
         return found | ({"generator": roles.generator} if generates else {})
 
     def _whole(self, player: Player, build: Callable[[Config], nn.Module]) -> nn.Module:
-        """A player's network as the run hands it over, for one process alone: its own layers may need all at once."""
+        """A player's network with its final weights, for use on one process: its own layers may be collective."""
         if self.runtime.world_size == 1 and not player.average:
             return player.module
         module = self.runtime.arrange(build(self.config)).train()
@@ -112,7 +112,7 @@ class Machine:
         return module
 
     def _whole_teacher(self) -> nn.Module | None:
-        """The teacher for use by one process alone; where it is in shards, built once more while it is needed."""
+        """The teacher for use on one process; where it is sharded, it is built once more."""
         if self.teacher is None or not self.runtime.shards_teacher:
             return self.teacher.module if self.teacher else None
         return self.runtime.place(self.runtime.together(lambda: roles.teacher(self.config)))

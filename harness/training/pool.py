@@ -22,8 +22,8 @@ class Pool:
     """The last batches that were made: images as they are stored, and T's logits.
 
     A batch has a number, which follows from its round and turn; the batch n is in slot n modulo the capacity. Row i of
-    a batch that is drawn comes from row i of a slot that (seed, round, turn, i) choose, so that each process needs its
-    own rows alone, and how many processes there are changes nothing.
+    a batch that is drawn comes from row i of a slot that (seed, round, turn, i) choose, so that each process holds
+    only its own rows, and the number of processes changes nothing.
     """
 
     def __init__(self, config: Config, runtime: Runtime, fresh: Sequence[int]) -> None:
@@ -57,7 +57,7 @@ class Pool:
         return _unpack(stored, x.dtype)
 
     def answered(self, round_index: int, turn_index: int, part: int, t: Answer) -> None:
-        """Stores what the teacher said of them."""
+        """Stores the teacher's answers to them."""
         self._put(round_index, turn_index, part, {"logits": t.logits})
 
     def draw(self, round_index: int, turn_index: int, part: int) -> tuple[Tensor, Answer]:

@@ -100,7 +100,7 @@ class Sources:
         return self.runtime.send(x.to(self.runtime.dtype)), self.runtime.send(labels)
 
     def _generated(self, round_index: int, turn_index: int, part: int) -> Tensor:
-        """G(z), from the generator as it stands."""
+        """G(z) of the current generator."""
         assert self.generator is not None
         z, _ = self.latents(round_index, turn_index, part)
         return self.generator.guest(z)

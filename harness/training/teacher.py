@@ -40,7 +40,7 @@ class Teacher:
 class CompiledTeacher(Teacher):
     """The same as graphs: one that answers, and one that judges, with moments and features inside it.
 
-    What a graph is made of is fixed when it is made, so the hooks of `judge` stay, and collect in `judge` alone.
+    A graph cannot change its hooks after it is compiled, so those of `judge` stay, and collect only in `judge`.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ def build(
             "images by: set weights.batch_norm=0, or bring a teacher that has"
         )
     features = generates and (ever(config.weights.activation) or ever(config.weights.contrastive))
-    placed = runtime.place_teacher(teacher, judges=generates)
+    module = runtime.place_teacher(teacher, judges=generates)
     if config.speed.compile:
-        return CompiledTeacher(placed, features, judged, runtime.compiled)
-    return Teacher(placed, features=features, moments=judged, layers=layers)
+        return CompiledTeacher(module, features, judged, runtime.compiled)
+    return Teacher(module, features=features, moments=judged, layers=layers)

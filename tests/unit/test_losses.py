@@ -121,6 +121,14 @@ def test_cross_entropy_leaves_ignored_labels_out() -> None:
     assert value(losses.cross_entropy(s[:2], labels[:2], None)) == pytest.approx((-math.log(0.7) - math.log(0.5)) / 2)
 
 
+def test_a_batch_without_a_scored_label_contributes_nothing() -> None:
+    s = logits(P, Q).requires_grad_()
+    term = losses.cross_entropy(s, torch.tensor([9, 9]), 9)
+    total = combine({"cross_entropy": (1.0, term)}, lambda sums: sums).total
+    total.backward()
+    assert total.item() == 0 and s.grad is not None and s.grad.tolist() == [[0, 0], [0, 0]]
+
+
 def test_watched_entropy_and_top_class() -> None:
     balanced, single = logits([50, -50], [-50, 50]), logits([50, -50], [50, -50])
     assert value(losses.entropy(balanced)) == pytest.approx(1.0)
