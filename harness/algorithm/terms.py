@@ -35,7 +35,9 @@ class Answer:
     moments: Sequence[LayerMoments] = field(default_factory=tuple)
     """Batch statistics at the batch-norm layers, where they were asked for."""
     maps: Sequence[Tensor] = field(default_factory=tuple)
-    """Feature maps [B, C, h, w] inside the network, where they were asked for."""
+    """Feature maps [B, C, h, w] inside the network, whose attention is compared, where they were asked for."""
+    blocks: Sequence[Tensor] = field(default_factory=tuple)
+    """Outputs of blocks [B, C, ...], which are compared number by number, where they were asked for."""
 
 
 Ask = Callable[[], Answer]

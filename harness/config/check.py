@@ -23,7 +23,8 @@ def check(values: Mapping[str, Any], num_channels: int) -> None:
                  "inversion.rounds", "inversion.bank"):  # fmt: skip
         need(values[path] >= 1, path, "at least 1")
     for path in ("seed", "teach.seed", "evaluate_every", "data.workers", "generator.width", "student.clip",
-                 "generator.clip", "student.weight_decay", "generator.weight_decay", "teach.weight_decay"):  # fmt: skip
+                 "generator.clip", "generator.warmup",
+                 "student.weight_decay", "generator.weight_decay", "teach.weight_decay"):  # fmt: skip
         need(values[path] >= 0, path, "at least 0")
     for path in ("student.lr", "generator.lr", "teach.lr", "student.gamma", "generator.gamma", "temperature"):
         need(0 < values[path] < math.inf, path, "a number above 0")
@@ -74,7 +75,7 @@ def check(values: Mapping[str, Any], num_channels: int) -> None:
         rising = falls == sorted(falls) and all(0 < fall < 1 for fall in falls)
         need(rising, f"{player}.milestones", "rising fractions of the run, each in (0, 1)")
     for path, value in values.items():
-        if path.startswith("weights.") or path == "student.attention":
+        if path.startswith("weights.") or path in ("student.attention", "student.features"):
             _check_weight(path, value)
 
 

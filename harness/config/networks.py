@@ -69,6 +69,8 @@ class Student(Optimizer):
     """Share of the run's updates over which its weights are averaged, for evaluation and as result; 0: they are not."""
     attention: Weight = 0.0
     """Weight of attention transfer at inner feature maps, beside the discrepancy, whose weight is 1."""
+    features: Weight = 0.0
+    """Weight of the distance between the outputs of blocks that teacher and student share, beside the discrepancy."""
 
 
 @dataclass(frozen=True)
@@ -85,3 +87,5 @@ class Generator(Optimizer):
     """As the student's."""
     lr: float = 1e-3
     """Learning rate before the schedule."""
+    warmup: int = 0
+    """Rounds before the first in which only the generator learns, by all its terms but the student's disagreement."""

@@ -73,10 +73,12 @@ def _check_compile(config: Config, device: torch.device, world_size: int) -> Non
     if world_size > 1 or config.distributed.strategy == "deepspeed":
         found = "distributed.strategy=deepspeed" if world_size == 1 else f"{world_size} processes"
         raise UserError(f"speed.compile=true: compiled networks run on one process, not {found}: set it to null")
-    if ever(config.student.attention):
-        raise UserError(
-            "speed.compile=true: a compiled student keeps no feature maps: set student.attention=0, or compile nothing"
-        )
+    for path, weight in (("attention", config.student.attention), ("features", config.student.features)):
+        if ever(weight):
+            raise UserError(
+                f"speed.compile=true: a compiled student keeps no feature maps: set student.{path}=0, or "
+                "speed.compile=null"
+            )
     compilers = (os.environ.get("CXX", ""), "g++", "clang++")
     if device.type == "cpu" and not any(shutil.which(name) for name in compilers if name):
         raise UserError("speed.compile=true needs a C++ compiler, such as g++, and none was found: install one")

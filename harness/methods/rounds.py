@@ -36,6 +36,11 @@ def _check_sought(config: Config) -> None:
     """UserError where in some round the generator has nothing to seek."""
     weights: list[Weight] = list(vars(config.weights).values())
     changes = {0.0} | {start for weight in weights if isinstance(weight, list) for start, _ in weight}
+    if config.generator.warmup and not any(weights_of(config, -1).values()):
+        raise UserError(
+            f"generator.warmup={config.generator.warmup}: without the student's disagreement the generator has nothing "
+            "to seek: set weights.batch_norm above 0, or generator.warmup=0"
+        )
     for start in sorted(changes):
         if start < config.rounds and not any(weights_of(config, math.ceil(start)).values()):
             raise UserError(
@@ -55,11 +60,12 @@ def _num_replayed(config: Config) -> int:
 
 
 def _check_maps(config: Config) -> None:
-    if ever(config.student.attention) and not config.replay.augment:
-        raise UserError(
-            f"student.attention={config.student.attention}: the pool keeps no feature maps: set student.attention=0, "
-            "or replay.augment=true, which asks the teacher again"
-        )
+    for path, weight in (("attention", config.student.attention), ("features", config.student.features)):
+        if ever(weight) and not config.replay.augment:
+            raise UserError(
+                f"student.{path}={weight}: the pool keeps no feature maps: set student.{path}=0, "
+                "or replay.augment=true, which asks the teacher again"
+            )
 
 
 def _check_classes(config: Config) -> None:
@@ -79,6 +85,13 @@ def _check_generator(config: Config) -> None:
     if ever(config.weights.contrastive):
         raise UserError(
             f"weights.contrastive={config.weights.contrastive}: method={config.method} keeps no views to compare: set 0"
+        )
+
+
+def _refuse_warmup(config: Config) -> None:
+    if config.generator.warmup:
+        raise UserError(
+            f"generator.warmup={config.generator.warmup}: method={config.method} has no generator that lasts: set 0"
         )
 
 
@@ -113,6 +126,7 @@ def inverting(source: Literal["pixels", "fresh", "meta"]) -> Callable[[Config], 
     """One batch of images into the pool, by many steps, then k student turns from the pool."""
 
     def turns(config: Config) -> list[Turn]:
+        _refuse_warmup(config)
         _check_sought(config)
         _check_maps(config)
         _refuse_replay(config, "its student learns from the pool in every turn")
@@ -126,10 +140,12 @@ def inverting(source: Literal["pixels", "fresh", "meta"]) -> Callable[[Config], 
 
 def on_real_data(config: Config) -> list[Turn]:
     """k student turns on real images."""
+    _refuse_warmup(config)
     _refuse_replay(config, "it generates no images")
     return [Turn("student", "data", student_terms)] * config.student_steps
 
 
 def supervised(config: Config) -> list[Turn]:
     """One turn on real images and labels."""
+    _refuse_warmup(config)
     return [Turn("supervised", "data", supervised_terms)]

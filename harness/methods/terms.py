@@ -13,12 +13,14 @@ from harness.config import Config, Weight
 
 
 def student_terms(config: Config, round_index: int, t: Answer, s: Answer) -> dict[str, Weighted]:
-    """D(t, s), which the student lowers, and attention transfer where it has a weight."""
+    """D(t, s), attention transfer and the distance between blocks: what the student lowers."""
     name = config.student_discrepancy or config.discrepancy
     temperature = config.student_temperature or config.temperature
     terms: dict[str, Weighted] = {"discrepancy": (1.0, losses.discrepancy(t.logits, s.logits, name, temperature))}
     if weight := weight_at(config.student.attention, round_index):
         terms["attention"] = (weight, losses.attention(t.maps, s.maps))
+    if weight := weight_at(config.student.features, round_index):
+        terms["features"] = (weight, losses.features(t.blocks, s.blocks))
     return terms
 
 
@@ -76,8 +78,8 @@ def weight_at(weight: Weight, round_index: int) -> float:
 
 
 def weights_of(config: Config, round_index: int) -> dict[str, float]:
-    """The weights of a round, by term."""
-    weights = {name: weight_at(weight, round_index) for name, weight in vars(config.weights).items()}
+    """The weights of a round, by term; rounds below 0 are the warm-up."""
+    weights = {name: weight_at(weight, max(round_index, 0)) for name, weight in vars(config.weights).items()}
     if round_index < config.adversarial_after * config.rounds:
         weights["adversarial"] = 0.0
     return weights

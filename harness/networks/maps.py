@@ -1,16 +1,53 @@
-"""Feature maps of two networks at the sizes they share: what attention transfer compares."""
+"""Layers at which the student's terms compare it with the teacher, and answers with what these layers give."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from harness.config import Config, image_shape
+from harness.algorithm.terms import Answer
+from harness.config import Config, ever, image_shape
 from harness.errors import UserError
 from harness.networks import layers
-from harness.networks.layers import evaluating
+from harness.networks.layers import evaluating, observe_maps
 
 Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Layers of a network whose outputs the student's terms compare with those of the other network."""
+
+    maps: Sequence[nn.Module] = ()
+    """Those whose attention is compared."""
+    blocks: Sequence[nn.Module] = ()
+    """Those that are compared number by number."""
+
+
+NOTHING = Compared()
+
+
+def compared(config: Config, teacher: nn.Module, student: nn.Module) -> tuple[Compared, Compared]:
+    """What the student's terms compare, in the teacher and in the student, pair by pair.
+
+    UserError where a term has a weight and the two networks share nothing that it can compare.
+    """
+    maps = shared(config, teacher, student) if ever(config.student.attention) else ((), ())
+    blocks = shared_blocks(config, teacher, student) if ever(config.student.features) else ((), ())
+    return Compared(maps[0], blocks[0]), Compared(maps[1], blocks[1])
+
+
+def answer(network: Callable[[Tensor], Tensor], x: Tensor, compared: Compared) -> Answer:
+    """The network's answer to images x [B, C, H, W], with the outputs of the layers that are compared."""
+    layers = [*compared.maps, *compared.blocks]
+    if not layers:
+        return Answer(network(x))
+    with observe_maps(layers) as found:
+        logits = network(x)
+    return Answer(logits, maps=found[: len(compared.maps)], blocks=found[len(compared.maps) :])
 
 
 def shared(config: Config, teacher: nn.Module, student: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
@@ -22,12 +59,54 @@ def shared(config: Config, teacher: nn.Module, student: nn.Module) -> tuple[list
     own, other = last_by_size(student, x), last_by_size(teacher, x)
     sizes = [size for size in other if size in own]
     if not sizes:
-        raise UserError(
-            f"student.attention={config.student.attention}: teacher.network={config.teacher.network!r} and "
-            f"student.network={config.student.network!r} have no size of feature maps in common: set "
-            "student.attention=0"
-        )
+        raise _nothing_shared(config, "attention", "size of feature maps")
     return [other[size] for size in sizes], [own[size] for size in sizes]
+
+
+def shared_blocks(config: Config, teacher: nn.Module, student: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
+    """Blocks of the teacher, and those of the student of the same name and shape of output, in order.
+
+    A block is a numbered part, such as `layer2.0`, that has layers of its own. UserError where the two share none.
+    """
+    x = torch.zeros(2, *image_shape(config))
+    own, other = block_shapes(student, x), block_shapes(teacher, x)
+    names = [name for name in own if own[name] == other.get(name)]
+    if not names:
+        raise _nothing_shared(config, "features", "block of equal name and shape")
+    return [teacher.get_submodule(name) for name in names], [student.get_submodule(name) for name in names]
+
+
+def block_shapes(module: nn.Module, x: Tensor) -> dict[str, tuple[int, ...]]:
+    """The shape of what each block answers to images x, without the batch, by the block's name."""
+    found: dict[str, tuple[int, ...]] = {}
+
+    def hook(name: str) -> Callable[..., None]:
+        def note(layer: nn.Module, inputs: object, output: object) -> None:
+            if isinstance(output, Tensor):
+                found[name] = tuple(output.shape[1:])
+
+        return note
+
+    blocks = [
+        (name, layer)
+        for name, layer in module.named_modules()
+        if name.rpartition(".")[2].isdigit() and any(True for _ in layer.children())
+    ]
+    handles = [layer.register_forward_hook(hook(name)) for name, layer in blocks]
+    try:
+        with evaluating([module]):
+            module(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _nothing_shared(config: Config, path: str, what: str) -> UserError:
+    return UserError(
+        f"student.{path}={getattr(config.student, path)}: teacher.network={config.teacher.network!r} and "
+        f"student.network={config.student.network!r} have no {what} in common: set student.{path}=0"
+    )
 
 
 def last_by_size(module: nn.Module, x: Tensor) -> dict[Size, nn.Module]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from harness.algorithm.latents import mix
 from harness.algorithm.terms import Terms, combine
 from harness.algorithm.turns import generator_turn, student_turn
-from harness.config import Config, Optimizer, ever
+from harness.config import Config, Optimizer
 from harness.distributed.runtime import Runtime
 from harness.methods import Turn
 from harness.networks import maps, roles
@@ -60,12 +60,11 @@ class Machine:
         self.health = Health(runtime.device)
         modules = runtime.together(lambda: {name: build(config) for name, build in self._trained().items()})
         generates = any(turn.kind == "generator" for turn in turns)
-        compared = teacher and ever(config.student.attention)
-        theirs, own = maps.shared(config, teacher, modules["student"]) if teacher and compared else ([], [])
+        theirs, own = maps.compared(config, teacher, modules["student"]) if teacher else (maps.NOTHING, maps.NOTHING)
         self.teacher = build_teacher(config, runtime, teacher, generates, theirs) if teacher else None
         self.players = {name: self._player(name, module) for name, module in modules.items()}
         self.student, self.generator = self.players["student"], self.players.get("generator")
-        self.student.layers = own
+        self.student.compared = own
         if config.student.average:
             self.student.average = Average(self.student.module, config.student.average * self.student.num_updates)
         self.sources = Sources(config, runtime, turns, self.generator, self.teacher)
@@ -90,6 +89,15 @@ class Machine:
         assert self.generator is not None
         z, y = self.sources.latents(*where)
         return generator_turn(self.teacher.judge, self.student, self.generator, z, lambda t, s, x: loss(t, s, x, y))
+
+    def warm_up(self) -> None:
+        """The generator's turns before the first round: rounds -warmup to -1, in which no other network learns."""
+        turn_index = next((index for index, turn in enumerate(self.turns) if turn.kind == "generator"), None)
+        for round_index in range(-self.config.generator.warmup, 0):
+            assert turn_index is not None
+            for part in range(self.config.micro_batches):
+                self.play(round_index, turn_index, part)
+        self.health.verify()
 
     def networks(self) -> Networks:
         """The current networks; with several processes, trained ones are copies. Every process has to call."""
@@ -123,5 +131,6 @@ class Machine:
     def _player(self, name: str, module: nn.Module) -> Player:
         settings: Optimizer = getattr(self.config, name)
         learns = sum((turn.kind == "generator") == (name == "generator") for turn in self.turns)
+        warmup = self.config.generator.warmup if name == "generator" else 0
         engine = self.runtime.engine(name, module, settings)
-        return Player(name, engine, settings, learns * self.config.rounds, self.health)
+        return Player(name, engine, settings, learns * self.config.rounds + warmup, self.health)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from harness.algorithm.moments import NormLayer
 from harness.algorithm.terms import Answer, Terms
@@ -14,7 +14,7 @@ from harness.config import Optimizer
 from harness.distributed import optimizers
 from harness.distributed.engines import Engine
 from harness.errors import Diverged
-from harness.networks import layers
+from harness.networks.maps import NOTHING, answer
 from harness.training.average import Average
 
 
@@ -67,7 +67,7 @@ class Player:
         self.updates = 0
         self.health = health
         self.average: Average | None = None  # of its weights, where it is the average that the run is for
-        self.layers: Sequence[nn.Module] = ()  # those whose outputs its terms compare
+        self.compared = NOTHING  # the layers whose outputs its terms compare
         self.parameters = [p for p in self.module.parameters() if p.requires_grad]
         self.norms = [m for m in self.module.modules() if isinstance(m, NormLayer) and m.track_running_stats]
         self._learn(False)
@@ -86,11 +86,8 @@ class Player:
         return self.engine(inputs)
 
     def answer(self, x: Tensor) -> Answer:
-        """Forward in the player's own turn: logits, and the maps of `layers`."""
-        if not self.layers:
-            return Answer(self(x))
-        with layers.observe_maps(self.layers) as found:
-            return Answer(self(x), maps=found)
+        """Forward in the player's own turn: logits, and the outputs of the layers that are compared."""
+        return answer(self, x, self.compared)
 
     def guest(self, inputs: Tensor) -> Tensor:
         """Forward in someone else's turn: not the engine, which expects to be the one that learns."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 
 from torch import Tensor, nn
@@ -12,22 +12,20 @@ from harness.algorithm.terms import Answer
 from harness.config import Config, ever
 from harness.distributed.runtime import Runtime
 from harness.errors import UserError
-from harness.networks.layers import head, observe_features, observe_maps
+from harness.networks.layers import head, observe_features
+from harness.networks.maps import NOTHING, Compared, answer
 
 
 class Teacher:
     """The frozen teacher: images x [B, C, H, W] -> Answer. It leaves no state behind."""
 
-    def __init__(self, module: nn.Module, features: bool, moments: bool, layers: Sequence[nn.Module] = ()) -> None:
-        """What `judge` answers beside logits; `layers`: those whose outputs the student's terms compare."""
-        self.module, self.features, self.moments, self.layers = module, features, moments, layers
+    def __init__(self, module: nn.Module, features: bool, moments: bool, compared: Compared = NOTHING) -> None:
+        """What `judge` answers beside logits; `compared`: the layers whose outputs the student's terms compare."""
+        self.module, self.features, self.moments, self.compared = module, features, moments, compared
 
     def answer(self, x: Tensor) -> Answer:
-        """What a student learns: logits, and the maps of `layers`."""
-        if not self.layers:
-            return Answer(self.module(x))
-        with observe_maps(self.layers) as maps:
-            return Answer(self.module(x), maps=maps)
+        """What a student learns: logits, and the outputs of the layers that are compared."""
+        return answer(self.module, x, self.compared)
 
     def judge(self, x: Tensor) -> Answer:
         """What images are judged by: logits, and the features and moments that the generator's terms need."""
@@ -87,9 +85,7 @@ class CompiledTeacher(Teacher):
             self._features.append(inputs[0])
 
 
-def build(
-    config: Config, runtime: Runtime, teacher: nn.Module, generates: bool, layers: Sequence[nn.Module]
-) -> Teacher:
+def build(config: Config, runtime: Runtime, teacher: nn.Module, generates: bool, compared: Compared) -> Teacher:
     """The teacher on its device, with what the generator's terms need; UserError where it cannot be had."""
     judged = generates and ever(config.weights.batch_norm)
     if judged and not moments.has_batch_norm(teacher):
@@ -101,4 +97,4 @@ def build(
     module = runtime.place_teacher(teacher, judges=generates)
     if config.speed.compile:
         return CompiledTeacher(module, features, judged, runtime.compiled)
-    return Teacher(module, features=features, moments=judged, layers=layers)
+    return Teacher(module, features=features, moments=judged, compared=compared)

@@ -162,3 +162,22 @@ def test_p_ln_p_has_a_finite_gradient_at_zero() -> None:
     t = torch.tensor([[900.0, -900.0]], requires_grad=True)
     combine({"balance": (1.0, losses.class_balance(t))}, lambda sums: sums).total.backward()
     assert t.grad is not None and t.grad.isfinite().all()
+
+
+def test_features_are_the_squared_difference_over_the_teachers_variance() -> None:
+    t = [logits([1, 3], [5, 7]), logits([0, 2], [0, 2])]  # variances 5 and 1
+    s = [logits([1, 3], [5, 9]).requires_grad_(), logits([1, 1], [1, 1])]  # mean squares 1 and 1
+    total = combine({"features": (1.0, losses.features(t, s))}, lambda sums: sums).total
+    assert total.item() == pytest.approx((1 / 5 + 1) / 2)
+    total.backward()
+    assert s[0].grad is not None and s[0].grad.tolist() == [[0, 0], [0, pytest.approx(2 * 2 / 4 / 5 / 2)]]
+    assert value(losses.features(t, t)) == 0
+
+
+def test_features_of_two_processes_are_those_of_one() -> None:
+    t, s = torch.randn(2, 6, 3, 4, 4, dtype=torch.float64)
+    whole = value(losses.features([t], [s]))
+    parts: list[Tensor] = []
+    combine({"it": (1.0, losses.features([t[:2]], [s[:2]]))}, lambda sums: parts.append(sums) or sums)  # type: ignore[func-returns-value]
+    found = combine({"it": (1.0, losses.features([t[2:]], [s[2:]]))}, lambda sums: sums + parts[0])
+    assert found.total.item() == pytest.approx(whole)

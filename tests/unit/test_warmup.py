@@ -1,0 +1,106 @@
+"""What comes before the first round, and the distance between blocks, in the machine of a run."""
+
+from __future__ import annotations
+
+import copy
+from types import MappingProxyType
+
+import pytest
+import torch
+
+from harness import methods, resolve
+from harness.config.parse import Overlay, merge
+from harness.distributed.runtime import Runtime
+from harness.errors import UserError
+from harness.networks import maps, roles
+from harness.training.machine import Machine
+
+SMALL: Overlay = {
+    "rounds": 4,
+    "batch_size": 8,
+    "student_steps": 2,
+    "precision": "fp64",
+    "teacher": {"checkpoint": "untrained", "network": "wrn10_1", "channels": "rgb", "mean": None, "std": None},
+    "student": {"network": "wrn10_1", "lr": 0.05},
+    "generator": {"latent_size": 8, "width": 8},
+}
+
+
+def build(over: Overlay = MappingProxyType({}), method: str = "ddad") -> Machine:
+    config = resolve.resolve("digits", None, merge(merge(SMALL, {"method": method}), over))
+    turns = methods.METHODS[method].turns(config)
+    return Machine(config, Runtime(config), turns, roles.teacher(config))
+
+
+def test_only_the_generator_learns_and_does_not_seek_disagreement() -> None:
+    built = build({"generator": {"warmup": 3}})
+    before = {name: copy.deepcopy(player.module.state_dict()) for name, player in built.players.items()}
+    seen: list[set[str]] = []
+    play = built.play
+
+    def noted(round_index: int, turn_index: int, part: int = 0) -> object:
+        assert (round_index, built.turns[turn_index].kind) == (len(seen) - 3, "generator")
+        terms = play(round_index, turn_index, part)
+        seen.append(set(terms.values))
+        return terms
+
+    built.play = noted  # type: ignore[method-assign, assignment]
+    built.warm_up()
+    assert len(seen) == 3 and all("batch_norm" in names and "adversarial" not in names for names in seen)
+    torch.testing.assert_close(built.student.module.state_dict(), before["student"], rtol=0, atol=0)
+    assert built.generator is not None and built.generator.updates == 3 and built.student.updates == 0
+    changed = [not torch.equal(value, before["generator"][name]) for name, value in
+               built.generator.module.state_dict().items() if name.endswith("weight")]  # fmt: skip
+    assert all(changed)
+    assert "adversarial" in play(0, 2).values
+
+
+def test_the_schedule_of_the_generator_covers_its_warmup() -> None:
+    built = build({"generator": {"warmup": 4}})
+    built.warm_up()
+    assert built.generator is not None and built.generator.learning_rate() == pytest.approx(1e-3 / 2)
+
+
+@pytest.mark.parametrize(
+    ("over", "method", "expected"),
+    [
+        ({"generator": {"warmup": 2}}, "fast", "generator.warmup=2: method=fast has no generator that lasts: set 0"),
+        ({"generator": {"warmup": 2}}, "kd", "generator.warmup=2: method=kd has no generator that lasts: set 0"),
+        ({"generator": {"warmup": 2}}, "dfad", "generator.warmup=2: without the student's disagreement the generator "),
+        ({"generator": {"warmup": -1}}, "ddad", "generator.warmup=-1: expected at least 0"),
+        ({"student": {"features": 1.0}, "replay": {"share": 0.5}}, "ddad", "student.features=1.0: the pool keeps no "),
+    ],
+)
+def test_what_cannot_be_is_refused(over: Overlay, method: str, expected: str) -> None:
+    with pytest.raises(UserError, match="^" + expected.replace("(", r"\(")):
+        build(over, method)
+
+
+def test_blocks_of_equal_name_and_shape_are_compared() -> None:
+    built = build({"student": {"features": 2.0}})
+    assert built.teacher is not None
+    names = [name for name, layer in built.student.module.named_modules() if layer in built.student.compared.blocks]
+    assert names == ["layer1.layer.0", "layer2.layer.0", "layer3.layer.0"]
+    theirs = [name for name, layer in built.teacher.module.named_modules() if layer in built.teacher.compared.blocks]
+    assert theirs == names
+    terms = built.play(0, 0)
+    assert terms.total.item() == pytest.approx((terms.values["discrepancy"] + 2 * terms.values["features"]).item())
+    assert terms.values["features"] > 0
+
+
+def test_networks_without_a_common_block_are_refused() -> None:
+    over = {"student": {"features": 1.0, "network": "vgg11_bn"}, "input": {"size": 32}}
+    with pytest.raises(UserError, match=r"student.features=1.0: .*'wrn10_1' and .*'vgg11_bn' have no block of equal"):
+        build(over)
+
+
+def test_a_block_that_answers_as_the_teachers_is_at_distance_0() -> None:
+    built = build({"student": {"features": 1.0}})
+    assert built.teacher is not None
+    built.student.module.load_state_dict(built.teacher.module.state_dict())
+    x = torch.randn(4, 3, 8, 8, dtype=torch.float64)
+    built.student.module.eval()
+    with torch.no_grad():
+        t = built.teacher.answer(x)
+        s = maps.answer(built.student.module, x, built.student.compared)
+    assert all(torch.equal(a, b) for a, b in zip(t.blocks, s.blocks, strict=True)) and len(t.blocks) == 3
