@@ -81,6 +81,7 @@ def evaluate(
     run: Annotated[Path | None, typer.Argument(help="A run folder; or name --network and --data.")] = None,
     network: Annotated[str | None, typer.Option(help="A network's name, as in teacher.network.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Its weights.")] = None,
+    entry: Annotated[str | None, typer.Option(help="Which weights of that file, such as state_dict_ema.")] = None,
     data: Annotated[str | None, typer.Option(help="A data set's name.")] = None,
     root: Annotated[Path | None, typer.Option(help="Where data sets are; default $DDAD_DATA or ./data.")] = None,
     mean: Annotated[str | None, typer.Option(help="Normalisation, a number per channel: .485,.456,.406")] = None,
@@ -98,6 +99,8 @@ def evaluate(
     if (run is None) == (network is None):
         raise UserError("name either a run folder, or --network, --checkpoint and --data")
     if run is not None:
+        if entry is not None:
+            raise UserError("--entry goes with --network and --checkpoint: a run has its own teacher.entry")
         found = evaluate.of_run(run, say, {"data.name": data, "data.root": root and str(root)})
     else:
         if checkpoint is None or data is None:
@@ -111,7 +114,7 @@ def evaluate(
             "input.size": to_size(size),
             "data.size": to_size(size),
         }
-        found = evaluate.of_network(str(network), checkpoint, data, given)
+        found = evaluate.of_network(str(network), checkpoint, data, given, entry, say)
     show(found, as_json, evaluate.table)
 
 

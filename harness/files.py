@@ -65,8 +65,10 @@ def write(path: Path, content: bytes | str) -> None:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, hexadecimal; UserError where it cannot be read."""
+def sha256(path: Path, *more: Path) -> str:
+    """SHA-256 of a file's bytes, hexadecimal; with `more`, of all their hashes. UserError where one cannot be read."""
+    if more:
+        return hashlib.sha256("\n".join(sha256(each) for each in (path, *more)).encode()).hexdigest()
     try:
         with path.open("rb") as file:
             digest: str = hashlib.file_digest(file, "sha256").hexdigest()
@@ -75,10 +77,10 @@ def sha256(path: Path) -> str:
     return digest
 
 
-def file_record(path: Path) -> dict[str, Any]:
-    """{path (absolute), size (bytes), sha256}: what tells later whether a file is still the same."""
-    digest = sha256(path)
-    return {"path": str(path.absolute()), "size": path.stat().st_size, "sha256": digest}
+def file_record(path: Path, *more: Path) -> dict[str, Any]:
+    """{path (absolute), size (bytes), sha256}: what tells later whether a file, with `more`, is still the same."""
+    digest = sha256(path, *more)
+    return {"path": str(path.absolute()), "size": sum(each.stat().st_size for each in (path, *more)), "sha256": digest}
 
 
 def _sync_folder(folder: Path) -> None:

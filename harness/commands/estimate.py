@@ -31,7 +31,7 @@ def estimate(config: Config, output: Path | None, say: Callable[[str], None]) ->
     present = config.teacher.checkpoint == UNTRAINED or Path(str(config.teacher.checkpoint)).exists()
     if not present:
         say(f"teacher      {config.teacher.checkpoint} is not there yet; estimated with random weights")
-    teacher = roles.teacher(config if present else resolve.untrained(config))
+    teacher = roles.teacher(config if present else resolve.untrained(config), say)
     one_step = dataclasses.replace(config.inversion, steps=1)
     # On one process, whatever the run asks for.
     alone = dataclasses.replace(config, distributed=Distributed(), inversion=one_step)

@@ -16,7 +16,7 @@ from harness.config.parse import merge, nest
 from harness.distributed.runtime import Runtime
 from harness.errors import UserError, nearest
 from harness.methods import find
-from harness.networks import build, own_file, roles, weights
+from harness.networks import build, checkpoints, own_file, roles, weights
 from harness.run import folder
 from harness.run.student import load_student
 from harness.training import checkpoint, evaluate
@@ -38,7 +38,7 @@ def of_run(run: Path, warn: Callable[[str], None], given: Mapping[str, Any]) -> 
         warn(f"{problem}: the student is scored alone")
     runtime = Runtime(settings)
     has_teacher = find(settings.method, settings.variant)[0].has_teacher and not missing
-    teacher = runtime.place(roles.teacher(settings)) if has_teacher else None
+    teacher = runtime.place(roles.teacher(settings, warn)) if has_teacher else None
     generate = _generate(run, settings, runtime) if teacher and settings.data.name == "none" else None
     scores = evaluate.measure(settings, teacher, runtime.place(student), generate, runtime)
     return {
@@ -53,15 +53,23 @@ def of_run(run: Path, warn: Callable[[str], None], given: Mapping[str, Any]) -> 
     }
 
 
-def of_network(name: str, file: Path, data: str, given: Mapping[str, Any]) -> dict[str, Any]:
+def of_network(
+    name: str,
+    file: Path,
+    data: str,
+    given: Mapping[str, Any],
+    entry: str | None = None,
+    warn: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
     """Scores of any network on the test images of a data set: {"network", "checkpoint", "data", metrics}.
 
-    `given` sets paths of a configuration; a value of None leaves what the data set asks for.
+    `given` sets paths of a configuration; a value of None leaves what the data set asks for. `entry` names the weights
+    in the file; `warn` is told which were taken where it holds others.
     """
     settings = _settings(name, data, given)
     task = tasks.load(settings.task)
     module = build.network(task, name, settings.classes, config.image_shape(settings)[0])
-    weights.load(module, file, f"--network {name}")
+    weights.load(module, file, f"--network {name}", entry, warn, "--entry ")
     roles.check_answer(f"--network {name}", module, settings)
     runtime = Runtime(settings)
     scores = evaluate.measure(settings, None, runtime.place(module), None, runtime)
@@ -121,6 +129,8 @@ def _problem(role: str, record: Mapping[str, Any]) -> str | None:
     path = Path(record["path"])
     if not path.exists():
         return f"{role} {path} is not there any more"
-    if files.sha256(path) != record["sha256"]:
-        return f"{role} {path} is not the file the run began with"
-    return None
+    try:
+        same = files.sha256(*checkpoints.parts(path)) == record["sha256"]
+    except UserError as error:  # a shard is gone
+        return f"{role}: {error}"
+    return None if same else f"{role} {path} is not the file the run began with"

@@ -47,6 +47,8 @@ class Teacher:
     """Keyword arguments of the network."""
     checkpoint: str | None = None
     """Its weights, a file; null: where `ddad teach` puts them; "untrained": random weights, marked as such."""
+    entry: str | None = None
+    """Which weights of that file, as a dotted path such as state_dict_ema, "." for its top; null: those that fit."""
     mean: list[float] | None = None
     """Per-channel mean its input was normalised with, for pixels in 0..1, in `channels` order; null: 0."""
     std: list[float] | None = None

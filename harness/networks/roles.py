@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,8 +19,11 @@ from harness.networks import build, preprocessing, sizes, weights
 from harness.networks.layers import evaluating
 
 
-def teacher(config: Config) -> nn.Module:
-    """The teacher with its weights; UserError where the file is missing or does not fit the network."""
+def teacher(config: Config, say: Callable[[str], None] = lambda line: None) -> nn.Module:
+    """The teacher with its weights; UserError where the file is missing or does not fit the network.
+
+    `say` is told which weights were taken of a file that holds others.
+    """
     spec = config.teacher
     assert spec.checkpoint is not None
     with seeded(config.seed, "teacher"):
@@ -28,7 +31,7 @@ def teacher(config: Config) -> nn.Module:
             tasks.load(config.task), spec.network, config.classes, image_shape(config)[0], spec.arguments
         )
     if spec.checkpoint != UNTRAINED:
-        weights.load(module, Path(spec.checkpoint), f"teacher.network={spec.network}")
+        weights.load(module, Path(spec.checkpoint), f"teacher.network={spec.network}", spec.entry, say)
     check_fit(f"teacher.network={spec.network}", module, config)
     return module
 

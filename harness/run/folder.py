@@ -20,7 +20,7 @@ from harness import config as config_module
 from harness import files
 from harness.config import UNTRAINED, Config
 from harness.errors import UserError
-from harness.networks import own_file
+from harness.networks import checkpoints, own_file
 
 VERSIONS = ("torch", "torchvision", "accelerate", "timm", "torchmetrics", "deepspeed", "mlflow", "ray", "numpy")
 
@@ -102,7 +102,7 @@ def file_records(config: Config) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     checkpoint = config.teacher.checkpoint
     if checkpoint and checkpoint != UNTRAINED:
-        found["teacher.checkpoint"] = files.file_record(Path(checkpoint))
+        found["teacher.checkpoint"] = files.file_record(*checkpoints.parts(Path(checkpoint)))
     for role, name in (("teacher.network", config.teacher.network), ("student.network", config.student.network)):
         if source := own_file.source_file(name):
             found[role] = files.file_record(source)

@@ -24,7 +24,7 @@ from harness.algorithm.terms import Terms
 from harness.config import UNTRAINED, Config, Tracking
 from harness.distributed.runtime import Runtime
 from harness.errors import Diverged
-from harness.networks import layers, own_file, preprocessing, roles
+from harness.networks import checkpoints, layers, own_file, preprocessing, roles
 from harness.resolve import untrained
 from harness.run import folder
 from harness.run.student import write_student
@@ -100,7 +100,7 @@ def rounds(
                 yield lesson
                 return
     names = runtime.together(lambda: class_names(config))
-    machine = _build(config)
+    machine = _build(config, warn)
     with ExitStack() as held:
         runtime.first(lambda: held.enter_context(folder.claim(path)))
         runtime.first(lambda: folder.open_run(path, config))
@@ -158,10 +158,10 @@ def _awaits_teacher(config: Config) -> bool:
     return awaited and not Path(str(config.teacher.checkpoint)).exists()
 
 
-def _build(config: Config) -> Machine:
+def _build(config: Config, warn: Callable[[str], None] = lambda line: None) -> Machine:
     runtime = Runtime(config)
     method, _ = methods.find(config.method, config.variant)
-    teacher = runtime.together(lambda: roles.teacher(config)) if method.has_teacher else None
+    teacher = runtime.together(lambda: roles.teacher(config, warn)) if method.has_teacher else None
     return Machine(config, runtime, method.turns(config), teacher)
 
 
@@ -274,7 +274,7 @@ def _describe(machine: Machine, last: Networks, scores: Scores, report: Report) 
         teacher = {
             "network": config.teacher.network,
             "parameters": layers.num_parameters(machine.teacher.module),
-            "sha256": None if untrained else files.sha256(Path(str(checkpoint_file))),
+            "sha256": None if untrained else files.sha256(*checkpoints.parts(Path(str(checkpoint_file)))),
             **{name: scores.teacher.get(name) for name in metrics},
             **({"sizes": scores.sizes["teacher"]} if "teacher" in scores.sizes else {}),
         } | ({"untrained": True} if untrained else {})

@@ -87,8 +87,8 @@ WORDS: dict[str, tuple[tuple[str, ...], str]] = {
         "no.pt cannot be read: No such file",
     ),
     "checkpoint's kind": (
-        (*OWN, "teacher.network=cnn8", "teacher.checkpoint=t.h5"),
-        "t.h5: expected a checkpoint file",
+        (*OWN, "teacher.network=cnn8", "teacher.checkpoint=."),
+        "cannot be read: Is a directory; name the file",
     ),
     "no teacher": ((*OWN, "teacher.checkpoint=untrained"), r"teacher\.network is not set"),
     "no batch norm": (

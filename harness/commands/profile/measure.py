@@ -105,7 +105,7 @@ def machine(config: Config, warn: Callable[[str], None]) -> Machine:
     present = config.teacher.checkpoint == UNTRAINED or Path(str(config.teacher.checkpoint)).exists()
     if not present:
         warn(f"{config.teacher.checkpoint} is not there yet: profiled with random weights")
-    teacher = roles.teacher(config if present else resolve.untrained(config))
+    teacher = roles.teacher(config if present else resolve.untrained(config), warn)
     alone = dataclasses.replace(config, distributed=Distributed())
     turns = methods.find(config.method, config.variant)[0].turns(config)
     return Machine(alone, Runtime(alone), turns, teacher)
