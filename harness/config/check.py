@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from harness.algorithm.generators import GENERATORS
 from harness.algorithm.losses import DISCREPANCIES
 from harness.errors import UserError
+
+COLOUR = re.compile("#[0-9a-fA-F]{6}")
+"""A colour as a key of `data.labels`."""
 
 
 def check(values: Mapping[str, Any], num_channels: int) -> None:
@@ -73,9 +77,22 @@ def check(values: Mapping[str, Any], num_channels: int) -> None:
         need(momentum > 0 or not values[f"{player}.nesterov"], f"{player}.momentum", "above 0 for nesterov")
         rising = falls == sorted(falls) and all(0 < fall < 1 for fall in falls)
         need(rising, f"{player}.milestones", "rising fractions of the run, each in (0, 1)")
-    for path, value in values.items():
-        if path.startswith("weights.") or path == "student.attention":
-            _check_weight(path, value)
+    _check_image_files(values["data.background"], values["data.labels"], values["classes"])
+    for path in [*(path for path in values if path.startswith("weights.")), "student.attention"]:
+        _check_weight(path, values[path])
+
+
+def _check_image_files(background: list[int] | None, labels: Mapping[str, int], classes: int) -> None:
+    if background is not None and (len(background) != 3 or not all(0 <= level <= 255 for level in background)):
+        raise UserError(f"data.background={background}: expected [red, green, blue], each 0 to 255, or null")
+    kinds = {"colour" if COLOUR.fullmatch(key) else "value" if key.isdecimal() else key for key in labels}
+    wanted = "values, such as {0: 0, 255: 1}, or colours, such as {'#000000': 0, '#800000': 1}, each once"
+    if kinds not in ({"colour"}, {"value"}, set()) or len({key.lower() for key in labels}) < len(labels):
+        raise UserError(f"data.labels={dict(labels)}: expected {wanted}")
+    for key, index in labels.items():
+        if not 0 <= index < classes and index != 255:
+            expected = f"expected 0 to {classes - 1}, or 255 for void"
+            raise UserError(f"data.labels={dict(labels)}: {key} is class {index}, {expected}")
 
 
 def _check_weight(path: str, weight: float | list[list[float]]) -> None:
