@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from harness.commands.arguments import AsJson, ConfigFile, Output, Run, Words, read, resolved, to_numbers, to_size
+from harness.commands.arguments import (
+    AsJson,
+    ConfigFile,
+    Output,
+    Run,
+    Words,
+    data_fields,
+    read,
+    resolved,
+    to_colour,
+    to_numbers,
+    to_size,
+)
 from harness.commands.session import Signals, conclude, follow, rank, report_error, say, show, tell
 from harness.errors import Diverged, Lost, UserError
 
@@ -79,6 +91,7 @@ def teach(words: Words = None, config: ConfigFile = None, output: Output = None)
 @app.command()
 def evaluate(
     run: Annotated[Path | None, typer.Argument(help="A run folder; or name --network and --data.")] = None,
+    words: Annotated[list[str] | None, typer.Argument(help="Any number of data.FIELD=value.")] = None,
     network: Annotated[str | None, typer.Option(help="A network's name, as in teacher.network.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Its weights.")] = None,
     entry: Annotated[str | None, typer.Option(help="Which weights of that file, such as state_dict_ema.")] = None,
@@ -96,12 +109,15 @@ def evaluate(
     """Score a run's teacher and student again, or any network on a data set."""
     from harness.commands import evaluate
 
+    if run is not None and network is not None and "=" in str(run):
+        run, words = None, [str(run), *(words or [])]
     if (run is None) == (network is None):
         raise UserError("name either a run folder, or --network, --checkpoint and --data")
+    over = data_fields(words or [])
     if run is not None:
         if entry is not None:
             raise UserError("--entry goes with --network and --checkpoint: a run has its own teacher.entry")
-        found = evaluate.of_run(run, say, {"data.name": data, "data.root": root and str(root)})
+        found = evaluate.of_run(run, say, {"data.name": data, "data.root": root and str(root)}, over)
     else:
         if checkpoint is None or data is None:
             raise UserError("--network goes with --checkpoint and --data")
@@ -113,19 +129,25 @@ def evaluate(
             "classes": classes,
             "input.size": to_size(size),
             "data.size": to_size(size),
+            "teacher.entry": entry,
         }
-        found = evaluate.of_network(str(network), checkpoint, data, given, entry, say)
+        found = evaluate.of_network(str(network), checkpoint, data, given, over, say)
     show(found, as_json, evaluate.table)
 
 
 @app.command()
 def predict(
-    run: Run, images: Annotated[list[Path], typer.Argument(help="Image files.")], as_json: AsJson = False
+    run: Run,
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    background: Annotated[
+        str | None, typer.Option(help="Colour behind transparent pixels: 255,255,255; default the run's own.")
+    ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """What a run's student says of images."""
     from harness.commands.predict import predict as answers
 
-    found = answers(run, images)
+    found = answers(run, images, background=to_colour(background))
     lines = [f"{answer['image']}: {answer['class']} ({answer['probability']:.1%})" for answer in found]
     show({"predictions": found}, as_json, lambda _: lines)
 

@@ -44,6 +44,16 @@ def read(words: list[str] | None, file: Path | None) -> tuple[str | None, dict[s
     return recipe, resolve.read_file(file) if file else None, overrides
 
 
+def data_fields(words: list[str]) -> dict[str, Any]:
+    """The overlay of `data.FIELD=value` words: of a configuration, only what is scored on may change afterwards."""
+    from harness import resolve
+
+    for word in words:
+        if "=" in word and (not word.startswith("data.") or word.startswith("data.name=")):
+            raise UserError(f"{word!r}: evaluate takes --data NAME and data.FIELD=value, such as data.size=64")
+    return resolve.read_overrides(words)
+
+
 def to_numbers(option: str, text: str | None) -> list[float] | None:
     """Numbers between commas or spaces."""
     try:
@@ -61,3 +71,12 @@ def to_size(text: str | None) -> int | list[int] | None:
     if sides is not None and len(sides) not in (1, 2):
         raise UserError(f"--size {text!r}: expected a side, or height,width, such as 32 or 360,480")
     return sides[0] if sides and len(sides) == 1 else sides
+
+
+def to_colour(text: str | None) -> list[int] | None:
+    """Red, green and blue between commas or spaces."""
+    words = text.replace(",", " ").split() if text is not None else []
+    levels = [int(word) for word in words if word.isdecimal()]
+    if text is not None and not (len(words) == len(levels) == 3 and max(levels) <= 255):
+        raise UserError(f"--background {text!r}: expected red, green and blue, 0 to 255 each, such as 255,255,255")
+    return levels or None

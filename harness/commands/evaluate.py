@@ -12,7 +12,7 @@ from torch import Tensor
 from harness import config, files
 from harness import task as tasks
 from harness.config import UNTRAINED, Config, Distributed
-from harness.config.parse import merge, nest
+from harness.config.parse import Overlay, merge, nest
 from harness.distributed.runtime import Runtime
 from harness.errors import UserError, nearest
 from harness.methods import find
@@ -23,15 +23,18 @@ from harness.training import checkpoint, evaluate
 from harness.training.machine import Machine
 
 
-def of_run(run: Path, warn: Callable[[str], None], given: Mapping[str, Any]) -> dict[str, Any]:
+def of_run(
+    run: Path, warn: Callable[[str], None], given: Mapping[str, Any], over: Overlay | None = None
+) -> dict[str, Any]:
     """Scores of a finished run: {"run", "student", "teacher", "agreement", "agreement_on", "missing"}.
 
-    `given` sets paths of its configuration, so that it can be scored on other data; None leaves what it had.
+    `given` sets paths of its configuration, so that it can be scored on other data; None leaves what it had. So does
+    `over`, an overlay, in which None is null.
     A teacher's file that has moved or changed is named in "missing" and through `warn`; the student is still scored.
     """
     recorded, records = folder.read_config(run)
     recorded = dataclasses.replace(recorded, distributed=Distributed())  # scored here, on one process
-    settings = _located(config.build(merge(config.to_dict(recorded), nest(given))), records)
+    settings = _located(config.build(merge(config.to_dict(recorded), merge(nest(given), over or {}))), records)
     student, _ = load_student(run)
     missing = [problem for role, record in records.items() if (problem := _problem(role, record))]
     for problem in missing:
@@ -58,18 +61,19 @@ def of_network(
     file: Path,
     data: str,
     given: Mapping[str, Any],
-    entry: str | None = None,
+    over: Overlay | None = None,
     warn: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Scores of any network on the test images of a data set: {"network", "checkpoint", "data", metrics}.
 
-    `given` sets paths of a configuration; a value of None leaves what the data set asks for. `entry` names the weights
-    in the file; `warn` is told which were taken where it holds others.
+    `given` sets paths of a configuration, among them `teacher.entry`, which names the weights in the file; a value of
+    None leaves what the data set asks for. So does `over`, an overlay, in which None is null. `warn` is told which
+    weights were taken where the file holds others.
     """
-    settings = _settings(name, data, given)
+    settings = _settings(name, data, merge(nest(given), over or {}))
     task = tasks.load(settings.task)
     module = build.network(task, name, settings.classes, config.image_shape(settings)[0])
-    weights.load(module, file, f"--network {name}", entry, warn, "--entry ")
+    weights.load(module, file, f"--network {name}", settings.teacher.entry, warn, "--entry ")
     roles.check_answer(f"--network {name}", module, settings)
     runtime = Runtime(settings)
     scores = evaluate.measure(settings, None, runtime.place(module), None, runtime)
@@ -100,13 +104,13 @@ def _generate(run: Path, settings: Config, runtime: Runtime) -> Callable[[int, i
     return lambda count, index: last.generate(count, "evaluation", index)
 
 
-def _settings(name: str, data: str, given: Mapping[str, Any]) -> Config:
+def _settings(name: str, data: str, given: Overlay) -> Config:
     """The configuration of an evaluation on a data set: the task that has it, and what that set asks for."""
     known = {known: task for task in tasks.names() for known in tasks.load(task).data_names()}
     if data not in known:
         raise UserError(f"--data {data}: no such data set{nearest(data, known)}")
     overlay = merge(tasks.load(known[data]).data_defaults(data), {"task": known[data], "data": {"name": data}})
-    overlay = merge(overlay, nest(given))
+    overlay = merge(overlay, given)
     if "classes" not in overlay:
         raise UserError(f"--data {data} does not say how many classes it has: give --classes and --size")
     return config.build(merge(overlay, {"teacher": {"network": name, "checkpoint": UNTRAINED}}))

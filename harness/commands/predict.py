@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from harness import image_files
 from harness.errors import UserError
 from harness.networks.preprocessing import Preprocessing, fit, from_record
+from harness.run import folder
 from harness.run.student import load_student
 
 BATCH_SIZE = 64
@@ -20,9 +21,12 @@ TOP = 5
 """Classes named for each image, the most probable first."""
 
 
-def predict(run: Path, images: Sequence[Path], device: str = "cpu") -> list[dict[str, Any]]:
+def predict(
+    run: Path, images: Sequence[Path], device: str = "cpu", background: Sequence[int] | None = None
+) -> list[dict[str, Any]]:
     """What the student of a run folder sees in image files of any size.
 
+    Transparent pixels show `background`, [red, green, blue] in 0..255, by default the run's `data.background`.
     One {image, label, class, probability, top5} a file: `label` is the index of the most probable class, `class` its
     name (None where the run has none), `probability` its softmax, `top5` the same three of the five most probable.
     Raises UserError where the run has no student, an image cannot be read, or the student is no classifier.
@@ -31,10 +35,11 @@ def predict(run: Path, images: Sequence[Path], device: str = "cpu") -> list[dict
     spec, names = from_record(record["preprocessing"]), record["class_names"]
     where = _device(device)
     module.to(where)
+    behind = background or _background(run)
     found = []
     for start in range(0, len(images), BATCH_SIZE):
         paths = images[start : start + BATCH_SIZE]
-        x = torch.stack([spec.normalise(load_image(path, spec)) for path in paths])
+        x = torch.stack([spec.normalise(load_image(path, spec, behind)) for path in paths])
         with torch.no_grad():
             logits = module(x.to(where))
         if logits.dim() != 2:
@@ -49,30 +54,19 @@ def predict(run: Path, images: Sequence[Path], device: str = "cpu") -> list[dict
     return found
 
 
-def load_image(path: Path, spec: Preprocessing) -> Tensor:
+def load_image(path: Path, spec: Preprocessing, background: Sequence[int] | None = None) -> Tensor:
     """An image file as RGB [3, H, W] in 0..1: scaled until it covers the input, the overhang cropped evenly.
 
-    That is how test images are prepared. Raises UserError where the file is missing or no image.
+    That is how test images are prepared. Raises UserError as `image_files.read` does.
     """
-    from torchvision.transforms.v2 import functional
+    return image_files.fractions(fit(image_files.read(path, background), spec.height, spec.width))
 
-    try:
-        with Image.open(path) as file:
-            picture = ImageOps.exif_transpose(file)
-            if picture.mode[0] in "IF":  # more than 8 bits a pixel, which Pillow would clip to white
-                raise UserError(f"{path}: mode {picture.mode} has more than 8 bits a channel; save it with 8")
-            picture = picture.convert("RGB")
-    except UserError:
-        raise
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file") from None
-    except UnidentifiedImageError:
-        raise UserError(f"{path}: not an image that Pillow can read") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow's ways of saying no
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise UserError(f"{path}: the image cannot be read ({reason})") from None
-    pixels: Tensor = functional.pil_to_tensor(picture)
-    return fit(pixels, spec.height, spec.width).float() / 255
+
+def _background(run: Path) -> Sequence[int] | None:
+    """The run's own `data.background`; None in a folder that holds the student's files alone."""
+    if not (run / "config.yaml").exists():
+        return None
+    return folder.read_config(run)[0].data.background
 
 
 def _device(name: str) -> torch.device:

@@ -45,7 +45,7 @@ def flat(config: Config) -> dict[str, Any]:
 
     def walk(node: Overlay, prefix: str) -> Iterator[tuple[str, Any]]:
         for key, value in node.items():
-            if isinstance(value, dict) and value:
+            if isinstance(value, dict) and value and prefix + key != "data.labels":  # whose keys are no names
                 yield from walk(value, f"{prefix}{key}.")
             else:
                 yield prefix + key, value

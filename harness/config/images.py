@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -60,6 +60,10 @@ class Data:
     """Where data sets are; null: $DDAD_DATA, else ./data."""
     size: int | list[int] | None = None
     """Side or [height, width] that test images are brought to; null: `input.size`, or full frame where pixels count."""
+    background: list[int] | None = None
+    """Colour behind transparent pixels, [red, green, blue] in 0..255; null: images with such pixels are refused."""
+    labels: dict[str, int] = field(default_factory=dict)
+    """Class, or 255 for void, of each value or "#rrggbb" in label images of `folders`; empty: values are classes."""
     workers: int = 0
     """Processes that load and augment images."""
 

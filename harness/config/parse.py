@@ -97,8 +97,7 @@ def _convert(hint: Any, value: Any) -> Any:
         if isinstance(value, list | tuple):
             return [_convert(inner[0], item) for item in value]
     elif origin is dict:
-        if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-            return dict(value)
+        return _convert_map(inner[1], value)
     elif hint is float:
         if isinstance(value, int | float) and not isinstance(value, bool):
             return float(value)
@@ -107,6 +106,14 @@ def _convert(hint: Any, value: Any) -> Any:
             return None
     elif type(value) is hint:
         return value
+    raise TypeError
+
+
+def _convert_map(hint: Any, value: Any) -> dict[str, Any]:
+    if isinstance(value, Mapping) and hint is int:  # YAML reads `255: 1` with a number as key
+        return {str(key): _convert(int, item) for key, item in value.items()}
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return dict(value)
     raise TypeError
 
 
@@ -120,7 +127,7 @@ def _describe(hint: Any) -> str:
     if origin is list:
         return f"a list of {_describe(inner[0])}"
     if origin is dict:
-        return "a group of keyword arguments"
+        return "a map to whole numbers, such as {0: 0, 255: 1}" if inner[1] is int else "a group of keyword arguments"
     return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(hint, "null")
 
 

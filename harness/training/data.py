@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from harness.algorithm.latents import mix, shard
 from harness.config import Config
 from harness.errors import UserError
 from harness.task import Dataset
+
+Item = TypeVar("Item", covariant=True)
 
 
 def data_root(config: Config) -> Path:
@@ -39,11 +41,34 @@ def evaluation_loader(
     )  # fmt: skip
 
 
+NUM_CHECKED = 8
+"""Images that are read where a data set is opened."""
+
+
+class Items(Protocol[Item]):
+    """What is read by index."""
+
+    def __getitem__(self, index: int, /) -> Item: ...
+
+
+def first_look(items: Items[Item], length: int) -> list[Item]:
+    """A few of so many items, at even distances; UserError for one that cannot be used.
+
+    What is wrong with all of a user's images or labels is said here, before anything is trained or scored.
+    """
+    return [items[index] for index in _sample(length, NUM_CHECKED)]
+
+
 def spread(dataset: Dataset, count: int) -> tuple[Tensor, Tensor]:
     """Up to `count` images at even distances over the set, as a batch; where sizes differ, those of the first's."""
-    count = min(count, len(dataset))
-    images, labels = _by_shape([dataset[index * len(dataset) // count] for index in range(count)])[0]
+    images, labels = _by_shape([dataset[index] for index in _sample(len(dataset), count)])[0]
     return images, labels
+
+
+def _sample(length: int, count: int) -> list[int]:
+    """Up to `count` indices at even distances below `length`."""
+    count = min(count, length)
+    return [index * length // count for index in range(count)]
 
 
 @dataclass(frozen=True)

@@ -139,13 +139,16 @@ class NoRecord(Record):
 
 
 def class_names(config: Config) -> list[str]:
-    """The names of the classes, from the data set where there is one, else their numbers."""
+    """The names of the classes, from the data set where there is one, else their numbers.
+
+    Opens every split that the run will read: what is wrong with it shows now, not when the run is over.
+    """
     if config.data.name == "none":
         return [str(index) for index in range(config.classes)]
-    data = tasks.load(config.task).dataset(config, "test")
-    if len(data):
-        data[0]  # what is wrong with all of a user's images or labels shows now, not when the run is over
-    return list(data.classes)
+    task = tasks.load(config.task)
+    if not METHODS[config.method].data_free:
+        task.dataset(config, "train", augment=True)
+    return list(task.dataset(config, "test").classes)
 
 
 def latest(turns: Sequence[tuple[str, Terms]]) -> dict[str, float]:

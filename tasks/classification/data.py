@@ -17,18 +17,17 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-from PIL.Image import DecompressionBombError
 from torch import Tensor
 from torchvision import datasets
 from torchvision.datasets import folder
 from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional
 
+from harness import image_files
 from harness.config import Config, sides
 from harness.errors import UserError, nearest
 from harness.networks.preprocessing import fit, preprocessing
 from harness.task import Split
-from harness.training.data import data_root
+from harness.training.data import data_root, first_look
 from tasks.classification.formats import read_idx, unpickle_arrays
 
 SPLITS = Path(__file__).parent / "splits"
@@ -79,13 +78,11 @@ class Files:
     """Images in files of their own, opened when asked for; UserError for one that cannot be read."""
 
     paths: list[str]
+    background: Sequence[int] | None = None
+    """What transparent pixels show, [red, green, blue] in 0..255."""
 
     def __getitem__(self, index: int) -> Tensor:
-        try:
-            pixels: Tensor = functional.pil_to_tensor(folder.pil_loader(self.paths[index]))
-            return pixels
-        except (OSError, SyntaxError, ValueError, DecompressionBombError) as error:  # Pillow's ways of saying no
-            raise UserError(f"{self.paths[index]}: not a readable image ({error})") from None
+        return image_files.read(Path(self.paths[index]), self.background)
 
 
 def dataset(config: Config, split: Split, augment: bool = False) -> LabelledImages:
@@ -100,12 +97,15 @@ def dataset(config: Config, split: Split, augment: bool = False) -> LabelledImag
         raise UserError(f"data.name=none: real images are needed here; set data.name to one of {', '.join(SETS)}")
     if name not in SETS:
         raise UserError(f"data.name={name!r}: no such data set{nearest(name, SETS)}")
+    if config.data.labels:
+        raise UserError("data.labels: says what label images hold, and classification has none; leave it out")
     read, augmented = SETS[name]
     source = read(config, split)
     count = len(source.classes)
     if count != config.classes:
         where = f" in {config.data.root}" if name == "image_folder" else ""
         raise UserError(f"classes={config.classes}: data.name={name} has {count} classes{where}; set classes={count}")
+    first_look(source.images, len(source.labels))
     wanted = config.data.size or config.input.size
     height, width = sides(config.input.size if augment else wanted)
     steps = [step(height, width) for step in (augmented if augment else [_fit])]
@@ -200,7 +200,8 @@ def caltech101(config: Config, split: Split) -> Source:
     if missing:
         what = f"{len(missing)} of {len(names)} images of the {split} split, first {missing[0]}, not found in {place}"
         raise _absent(datasets.Caltech101, config, what)
-    return Source(classes, Files([str(path) for path in paths]), [classes.index(path.parent.name) for path in paths])
+    images = Files([str(path) for path in paths], config.data.background)
+    return Source(classes, images, [classes.index(path.parent.name) for path in paths])
 
 
 def fashion_mnist(config: Config, split: Split) -> Source:
@@ -240,11 +241,15 @@ def image_folder(config: Config, split: Split) -> Source:
         raise UserError(f"{place}: no such folder; image_folder reads its {split} images there, a folder a class")
     classes = sorted({entry.name for part in parts or [root] for entry in part.iterdir() if _holds_class(entry)})
     found = {name: number for number, name in enumerate(classes) if (place / name).is_dir()}
-    files = folder.make_dataset(place, found, folder.IMG_EXTENSIONS, allow_empty=True) if found else []
+    files = folder.make_dataset(place, found, is_valid_file=_is_image, allow_empty=True) if found else []
     if not files:
-        kinds = ", ".join(folder.IMG_EXTENSIONS)
+        kinds = ", ".join(image_files.SUFFIXES)
         raise UserError(f"{place}: no images; image_folder expects a folder a class, with files ending in {kinds}")
-    return Source(classes, Files([path for path, _ in files]), [label for _, label in files])
+    return Source(classes, Files([path for path, _ in files], config.data.background), [label for _, label in files])
+
+
+def _is_image(path: str) -> bool:
+    return image_files.is_image(Path(path))
 
 
 def _holds_class(entry: Path) -> bool:

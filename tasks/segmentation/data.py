@@ -17,15 +17,15 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from torch import Tensor
 from torchvision import tv_tensors
-from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 
 from harness.config import Config, sides
 from harness.errors import UserError, nearest
+from harness.image_files import fractions
 from harness.networks.preprocessing import Preprocessing, preprocessing
 from harness.task import Split
-from harness.training.data import data_root
-from tasks.segmentation.formats import Codes, Files, NyuMat, read_mat
+from harness.training.data import data_root, first_look
+from tasks.segmentation.formats import Codes, NyuMat, images_in, named, paired, read_mat
 from tasks.segmentation.metrics import VOID
 
 CAMVID = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist")
@@ -44,7 +44,7 @@ NYU40 = (
 
 
 class Pairs(Protocol):
-    """(image [3, h, w] of bytes, class indices and VOID [h, w]) by index."""
+    """(image [3, h, w], bytes or fp32 in 0..1, class indices and VOID [h, w]) by index."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> tuple[Tensor, Tensor]: ...
@@ -72,20 +72,23 @@ class LabelledImages:
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         image, labels = self.pairs[index]
         image, labels = self.transform(tv_tensors.Image(image), tv_tensors.Mask(labels))
-        return self.spec.normalise(image.as_subclass(Tensor).float() / 255), labels.as_subclass(Tensor)
+        return self.spec.normalise(fractions(image.as_subclass(Tensor))), labels.as_subclass(Tensor)
 
 
 def dataset(config: Config, split: Split, augment: bool = False) -> LabelledImages:
     """The images of `config.data`, normalised for the teacher: at full frame, or augmented at `config.input.size`.
 
-    Raises UserError where the set is unknown, missing or partial, or does not fit `config.classes`: that is the number
-    of its classes, or one more where the network's last output stands for void, which is then never right.
+    Raises UserError where the set is unknown, missing or partial, has labels by which nothing can be judged, or does
+    not fit `config.classes`: that is the number of its classes, or one more where the network's last output stands
+    for void, which is then never right.
     """
     name = config.data.name
     if name == "none":
         raise UserError(f"data.name=none: real images are needed here; set data.name to one of {', '.join(SETS)}")
     if name not in SETS:
         raise UserError(f"data.name={name!r}: no such data set{nearest(name, SETS)}")
+    if config.data.labels and name != "folders":
+        raise UserError(f"data.labels: goes with data.name=folders, data.name={name} has labels of its own")
     source = SETS[name](config, split)
     count = len(source.classes)
     if config.classes not in (count, count + 1):
@@ -93,8 +96,31 @@ def dataset(config: Config, split: Split, augment: bool = False) -> LabelledImag
             f"classes={config.classes}: data.name={name} has {count} classes; set classes={count}, or "
             f"classes={count + 1} for networks whose last output is void"
         )
+    _check_labels(config, split, source.pairs)
     transform = _augment(config) if augment else _full_frame(config)
     return LabelledImages(list(source.classes), source.pairs, transform, preprocessing(config))
+
+
+def _check_labels(config: Config, split: Split, pairs: Pairs) -> None:
+    """UserError for labels which a network that always answers class 0 meets in full: of class 0 and void, or void.
+
+    A few are looked at, and where these are such, all.
+    """
+    found = {int(label) for _, labels in first_look(pairs, len(pairs)) for label in labels.unique()}
+    if found - {0, VOID}:
+        return
+    for index in range(len(pairs)):
+        found |= {int(label) for label in pairs[index][1].unique()}
+        if found - {0, VOID}:
+            return
+    if VOID not in found:
+        return
+    held = "class 0 and void (not scored), and no other class" if 0 in found else "nothing but void (not scored)"
+    advice = ""
+    if config.data.name == "folders" and not config.data.labels:
+        advice = f"; {VOID} is void, so a mask of 0 and {VOID} needs data.labels={{0: 0, {VOID}: 1}}"
+    where = f"data.name={config.data.name}: the {len(pairs)} {split} labels in {data_root(config)}"
+    raise UserError(f"{where} hold {held}{advice}")
 
 
 # Joint transforms of an image and its labels --------------------------------------------------------------------------
@@ -141,8 +167,8 @@ def camvid(config: Config, split: Split) -> Source:
                 f"are in {listing} but not in {images}: get the set anew"
             )
     else:
-        paths = _images_in(images)
-    return Source(CAMVID, _paired(paths, labels, Codes(0, 11, 11)))
+        paths = images_in(images)
+    return Source(CAMVID, paired(paths, labels, Codes(0, 11, 11), config.data.background))
 
 
 def nyuv2(classes: int, config: Config, split: Split) -> Source:
@@ -157,13 +183,15 @@ def nyuv2(classes: int, config: Config, split: Split) -> Source:
     place = root / "nyuv2" if (root / "nyuv2").is_dir() else root
     images, labels = place / "image" / split, place / f"seg{classes}" / split
     if images.is_dir() and labels.is_dir():
-        paths = _images_in(images)
+        paths = images_in(images)
         if (place / "splits.mat").is_file():
             _check_split(config, split, paths, place / "splits.mat")
-        return Source(names, _paired(paths, labels, Codes(0, classes, 255)))
+        return Source(names, paired(paths, labels, Codes(0, classes, 255), config.data.background))
     images, labels = place / f"nyu_{split}_rgb", place / f"{split}_labels_{classes}"
     if images.is_dir() and labels.is_dir():
-        return Source(names, _paired(_images_in(images), labels, Codes(1, classes, 0), by=_number))
+        return Source(
+            names, paired(images_in(images), labels, Codes(1, classes, 0), config.data.background, by=_number)
+        )
     file = place / "nyu_depth_v2_labeled.mat"
     if not file.is_file():
         raise UserError(
@@ -207,7 +235,8 @@ def folders(config: Config, split: Split) -> Source:
     """A user's own pairs: data.root/images/ and data.root/labels/, of the same names but for their endings.
 
     Both may have folders train/ and test/; without them all images are for testing. A label is an image of class
-    numbers from 0, 255 for void. The names of the classes, a line each, may be in data.root/classes.txt.
+    numbers from 0, 255 for void, or of what `data.labels` names. The names of the classes, a line each, may be in
+    data.root/classes.txt.
     """
     if config.data.root is None:
         raise UserError("data.root=null: data.name=folders needs data.root, a folder with images/ and labels/")
@@ -222,35 +251,14 @@ def folders(config: Config, split: Split) -> Source:
     listing = root / "classes.txt"
     names = listing.read_text().split("\n") if listing.is_file() else [str(number) for number in range(config.classes)]
     names = [name.strip() for name in names if name.strip()]
-    return Source(names, _paired(_images_in(images), labels, Codes(0, len(names), 255)))
-
-
-def _images_in(folder: Path) -> list[Path]:
-    """The image files of a folder by name; UserError where there is none."""
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMG_EXTENSIONS)
-    if not paths:
-        raise UserError(f"{folder}: no images; expected files ending in {', '.join(IMG_EXTENSIONS)}")
-    return paths
+    codes = named(config.data.labels, len(names)) if config.data.labels else Codes(0, len(names), VOID, own=True)
+    return Source(names, paired(images_in(images), labels, codes, config.data.background))
 
 
 def _number(path: Path) -> str:
     """The last number in a file's name, without leading zeros."""
     found = re.findall(r"\d+", path.stem)
     return found[-1].lstrip("0") or "0" if found else path.stem
-
-
-def _paired(
-    images: Sequence[Path], folder: Path, codes: Codes, by: Callable[[Path], str] = lambda path: path.stem
-) -> Files:
-    """Every image with the label of the same name, or the same `by`; UserError naming the first without one."""
-    labels = {by(path): path for path in _images_in(folder)}
-    missing = [path.name for path in images if by(path) not in labels]
-    if missing:
-        raise UserError(
-            f"{len(missing)} of {len(images)} images have no label in {folder}, the first is {missing[0]}: "
-            "a label has the name of its image"
-        )
-    return Files(images, [labels[by(path)] for path in images], codes)
 
 
 SETS: dict[str, Callable[[Config, Split], Source]] = {

@@ -1,21 +1,19 @@
-"""How labels lie on disk: image files of class numbers, and the MATLAB files of NYUv2."""
+"""How labels lie on disk: image files of class numbers or colours, and the MATLAB files of NYUv2."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-from PIL.Image import DecompressionBombError
 from torch import Tensor
-from torchvision.datasets.folder import pil_loader
-from torchvision.transforms.v2 import functional
 
+from harness import image_files
 from harness.errors import UserError
+from harness.image_files import SUFFIXES, Picture, is_image
 from tasks.segmentation.metrics import VOID
 
 
@@ -29,16 +27,62 @@ class Codes:
     """Number of classes."""
     void: int
     """The number of pixels that are not scored."""
+    own: bool = False
+    """Whether they are a user's, who may name others in `data.labels`."""
 
 
-def decode(raw: Tensor, codes: Codes, where: object) -> Tensor:
+@dataclass(frozen=True)
+class Named:
+    """What a user says in `data.labels` that values or colours mean."""
+
+    classes: Mapping[int, int]
+    """Class index or VOID by value, or by colour as 65536 red + 256 green + blue."""
+    colours: bool
+
+
+def named(labels: Mapping[str, int], count: int) -> Named:
+    """`data.labels`, whose keys are values, or colours as "#rrggbb"; UserError for more than so many classes."""
+    if wrong := [key for key, index in labels.items() if index >= count and index != VOID]:
+        raise UserError(f"data.labels={dict(labels)}: {wrong[0]} is none of the {count} classes, 0 to {count - 1}")
+    colours = any(key.startswith("#") for key in labels)
+    return Named({int(key.removeprefix("#"), 16 if colours else 10): index for key, index in labels.items()}, colours)
+
+
+def decode(raw: Tensor, codes: Codes | Named, where: object) -> Tensor:
     """Numbers on disk [h, w] -> class indices and VOID [h, w]; UserError for a number that means nothing."""
+    if isinstance(codes, Named):
+        return _looked_up(raw, codes, where)
     void, labels = raw == codes.void, raw - codes.first
     wrong = raw[~void & ((labels < 0) | (labels >= codes.count))]
     if len(wrong):
         last = codes.first + codes.count - 1
-        raise UserError(f"{where}: label {int(wrong[0])}, expected {codes.first} to {last}, or {codes.void} for void")
+        expected = f"expected {codes.first} to {last}, or {codes.void} for void"
+        raise UserError(f"{where}: label {int(wrong[0])}, {expected}{_advice(raw, codes) if codes.own else ''}")
     return labels.masked_fill(void, VOID)
+
+
+def _looked_up(raw: Tensor, codes: Named, where: object) -> Tensor:
+    known = sorted(codes.classes)
+    keys, indices = torch.tensor(known), torch.tensor([codes.classes[key] for key in known])
+    found = torch.searchsorted(keys, raw).clamp(max=len(known) - 1)
+    wrong = raw[keys[found] != raw]
+    if len(wrong):
+        number = int(wrong[0])
+        what = f"colour #{number:06x}" if codes.colours else f"value {number}"
+        raise UserError(f"{where}: {what} is not in data.labels, which has to name every one there is (255 is void)")
+    return indices[found]
+
+
+def _advice(raw: Tensor, codes: Codes) -> str:
+    """What a user may have meant by numbers that are not the expected ones, from 0."""
+    found = set(raw.unique().tolist()) - {codes.void}
+    if max(found) == codes.count and min(found) >= 0:
+        rest = f"1: 0, 2: 1, ..., {codes.count}: {codes.count - 1}"
+        if 0 not in found:
+            return f"; where they count from 1, set data.labels={{{rest}}}"
+        more = f"where it is a class, classes={codes.count + 1}"
+        return f"; where 0 is void, set data.labels={{0: {VOID}, {rest}}}; {more}"
+    return f"; data.labels, such as {{0: 0, {max(found)}: 1}}, says what other values mean"
 
 
 @dataclass(frozen=True)
@@ -47,40 +91,89 @@ class Files:
 
     images: Sequence[Path]
     labels: Sequence[Path]
-    codes: Codes
+    codes: Codes | Named
+    background: Sequence[int] | None = None
+    """What transparent pixels show, [red, green, blue] in 0..255."""
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Image [3, h, w], bytes, and class indices [h, w]."""
-        image, path = read_image(self.images[index]), self.labels[index]
-        labels = decode(_read_labels(path), self.codes, path)
-        if image.shape[1:] != labels.shape:
-            sizes = [f"{shape[-1]}x{shape[-2]}" for shape in (labels.shape, image.shape)]
-            raise UserError(f"{path} is {sizes[0]} pixels, its image {self.images[index].name} {sizes[1]}: no pair")
+        """Image [3, h, w], as `image_files.read` gives it, and class indices [h, w]."""
+        path, label_path = self.images[index], self.labels[index]
+        with image_files.opened(path) as picture, image_files.opened(label_path) as label:
+            image = image_files.rgb(path, picture, self.background)
+            labels = decode(self._numbers(label_path, label), self.codes, label_path)
+            _check_pair(path, picture, label_path, label)
         return image, labels
 
+    def _numbers(self, path: Path, picture: Picture) -> Tensor:
+        """The numbers in a label image, [h, w]: grey values, or the indices of a palette, or its colours."""
+        image = picture.image
+        if picture.format in image_files.LOSSY:
+            raise UserError(f"{path}: a label in {picture.format}, which changes values; save labels as PNG")
+        if isinstance(self.codes, Named) and self.codes.colours:
+            if picture.one_channel:
+                raise UserError(f"{path}: data.labels names colours, this label has values (mode {image.mode})")
+            pixels = image_files.rgb(path, picture, self.background)
+            return (pixels.long() * torch.tensor([65536, 256, 1])[:, None, None]).sum(0)
+        values = np.asarray(image)
+        if values.ndim != 2 or image.mode == "F":
+            advice = "" if isinstance(self.codes, Codes) and not self.codes.own else "; data.labels may name colours"
+            what = "has fractions" if image.mode == "F" else "has colours"
+            raise UserError(
+                f"{path}: a label image has one class number a pixel, this one {what} (mode {image.mode}){advice}"
+            )
+        return torch.from_numpy(values.astype(np.int64))
 
-def read_image(path: Path) -> Tensor:
-    """An image file as RGB, [3, h, w], bytes."""
-    try:
-        pixels: Tensor = functional.pil_to_tensor(pil_loader(str(path)))
-        return pixels
-    except (OSError, SyntaxError, ValueError, DecompressionBombError) as error:  # Pillow's ways of saying no
-        raise UserError(f"{path}: not a readable image ({error})") from None
+
+def _check_pair(path: Path, picture: Picture, label_path: Path, label: Picture) -> None:
+    """UserError unless the label belongs to the image as it is shown, by its size and by what it is turned."""
+    if picture.size != label.size:
+        sizes = [f"{width}x{height}" for width, height in (label.size, picture.size)]
+        turned = " as EXIF turns it" if picture.orientation != label.orientation else ""
+        raise UserError(f"{label_path} is {sizes[0]} pixels, its image {path.name} {sizes[1]}{turned}: no pair")
+    if picture.orientation != label.orientation and picture.stored_size == label.stored_size:
+        raise UserError(
+            f"{path}: its EXIF orientation is {picture.orientation}, that of its label {label_path.name} "
+            f"{label.orientation}, so that one may be turned against the other; save both upright, without orientation"
+        )
 
 
-def _read_labels(path: Path) -> Tensor:
-    """The numbers of a label image, [h, w]: grey values, or the indices of a palette."""
-    try:
-        with Image.open(path) as file:
-            mode, values = file.mode, np.asarray(file)
-    except (OSError, SyntaxError, ValueError, DecompressionBombError) as error:
-        raise UserError(f"{path}: not a readable image ({error})") from None
-    if values.ndim != 2 or mode == "F":
-        raise UserError(f"{path}: a label image has one class number a pixel, this one has colours (mode {mode})")
-    return torch.from_numpy(values.astype(np.int64))
+def images_in(folder: Path) -> list[Path]:
+    """The image files of a folder by name; UserError where there is none."""
+    paths = sorted(path for path in folder.iterdir() if is_image(path))
+    if not paths:
+        raise UserError(f"{folder}: no images; expected files ending in {', '.join(SUFFIXES)}")
+    return paths
+
+
+def paired(
+    images: Sequence[Path],
+    folder: Path,
+    codes: Codes | Named,
+    background: Sequence[int] | None,
+    by: Callable[[Path], str] = lambda path: path.stem,
+) -> Files:
+    """Every image with the label of the same name, or the same `by`; UserError naming one without, or with several."""
+    labels, _ = _unique(images_in(folder), by), _unique(images, by)
+    missing = [path.name for path in images if by(path) not in labels]
+    if missing:
+        raise UserError(
+            f"{len(missing)} of {len(images)} images have no label in {folder}, the first is {missing[0]}: "
+            "a label has the name of its image"
+        )
+    return Files(images, [labels[by(path)] for path in images], codes, background)
+
+
+def _unique(paths: Sequence[Path], by: Callable[[Path], str]) -> dict[str, Path]:
+    """The paths by name; UserError where two have the same."""
+    found: dict[str, Path] = {}
+    for path in paths:
+        other = found.setdefault(by(path), path)
+        if other != path:
+            raise UserError(f"{path.parent}: {other.name} and {path.name} have one name; keep the one that is meant")
+    return found
 
 
 @dataclass(frozen=True)

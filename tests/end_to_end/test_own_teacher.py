@@ -98,6 +98,41 @@ def test_own_test_images_predict_and_export(mine: Path, ddad: Ddad) -> None:
     )
 
 
+def test_transparent_photographs(mine: Path, ddad: Ddad) -> None:
+    """Refused without a background; with one, every command shows it behind them."""
+    for path in photographs(mine / "photos", per_class=1):
+        with Image.open(path) as image:
+            image.putalpha(0)
+            image.save(path)
+    data = ("data.name=image_folder", "data.root=photos")
+    line = ddad(*RUN, "--output", "run", *data).complaint()
+    assert "photos/kind00/0.png: 100.0% of its pixels are transparent" in line and not Path("run").exists()
+
+    said = ddad(*RUN, "--output", "run", *data, "data.background=[90,90,90]")
+    assert said.code == 0, said.err
+    result = json.loads(Path("run/result.json").read_text())
+    assert result["student"]["accuracy"] == pytest.approx(1 / 17), "every image is the background"
+    again = json.loads(ddad("evaluate", "run", "data.background=[0,0,255]", "--json").out)
+    assert again["student"]["accuracy"] == pytest.approx(1 / 17)
+    network = ("--network", "net.py:shapes", "--checkpoint", "mine.pth", "--data", "image_folder", "--root", "photos")
+    scored = ("evaluate", *network, "--classes", "17", "--size", "64")
+    assert "of its pixels are transparent" in ddad(*scored).complaint()
+    assert json.loads(ddad(*scored, "data.background=[0,0,255]", "--json").out)["accuracy"] == pytest.approx(1 / 17)
+    assert "evaluate takes --data NAME and data.FIELD=value" in ddad(*scored, "rounds=3").complaint()
+
+    Image.new("RGB", (64, 64), (90, 90, 90)).save("grey.png")
+    Image.new("RGB", (64, 64), (255, 0, 0)).save("red.png")
+    found = [
+        json.loads(ddad("predict", "run", image, *words, "--json").out)["predictions"][0]["top5"]
+        for image, words in [
+            ("grey.png", ()), ("photos/kind00/0.png", ()),
+            ("red.png", ()), ("photos/kind00/0.png", ("--background", "255,0,0")),
+        ]
+    ]  # fmt: skip
+    assert found[0] == found[1] != found[2] == found[3]
+    assert "expected red, green and blue" in ddad("predict", "run", "red.png", "--background", "white").complaint()
+
+
 def test_any_network_on_any_images(mine: Path, ddad: Ddad) -> None:
     photographs(mine / "photos")
     words = ["evaluate", "--network", "net.py:shapes", "--checkpoint", "mine.pth", "--data", "image_folder"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import hashlib
 import os
@@ -23,6 +24,7 @@ from harness.config.parse import merge
 from harness.errors import UserError
 from harness.networks.preprocessing import preprocessing
 from harness.training.data import TrainingBatches, evaluation_loader
+from harness.training.record import class_names
 from tasks.classification import data, task
 from tests.miniature import Cifar
 
@@ -330,15 +332,51 @@ def test_an_image_folder_that_is_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"no image", "half"])
 def test_an_unreadable_image_is_named(tmp_path: Path, content: bytes | str) -> None:
-    path = tmp_path / "ant" / "1.png"
-    paint(path, (9, 9, 9), (300, 300))
-    path.write_bytes(content if isinstance(content, bytes) else path.read_bytes()[:200])
+    """A few of the 20 images are read at once, the first among them; the others when it is their turn."""
     (tmp_path / "bee").mkdir()
-    test = task.dataset(config("image_folder", tmp_path, 2), "test")
+    for index in range(20):
+        paint(tmp_path / "ant" / f"{index:02}.png", (9, 9, 9), (300, 300))
+    path = tmp_path / "ant" / "01.png"
+    path.write_bytes(content if isinstance(content, bytes) else path.read_bytes()[:200])
+    wanted = config("image_folder", tmp_path, 2)
+    test = task.dataset(wanted, "test")
     for workers in (0, 1):
         with pytest.raises(UserError) as error:
             list(evaluation_loader(test, 1, workers=workers))
         one_line(error, f"{path}: not a readable image (")
+    path = path.rename(tmp_path / "ant" / "00.png")
+    with pytest.raises(UserError) as error:
+        task.dataset(wanted, "test")
+    one_line(error, f"{path}: not a readable image (")
+
+
+def test_an_image_that_is_not_read_is_not_passed_over(tmp_path: Path) -> None:
+    paint(tmp_path / "ant" / "1.png", (0, 0, 0))
+    (tmp_path / "ant" / "._1.png").write_bytes(b"what macOS leaves")
+    (tmp_path / "bee").mkdir()
+    assert len(task.dataset(config("image_folder", tmp_path, 2), "test")) == 1
+    (tmp_path / "ant" / "2.HEIC").touch()
+    with pytest.raises(UserError, match=r"2\.HEIC: \.heic is not read; convert such images to PNG or JPEG"):
+        task.dataset(config("image_folder", tmp_path, 2), "test")
+
+
+@pytest.mark.parametrize(("method", "reads"), [("ddad", ["test"]), ("kd", ["train", "test"])])
+def test_a_run_looks_at_each_split_it_reads_before_it_begins(tmp_path: Path, method: str, reads: list[str]) -> None:
+    for split in ("train", "test"):
+        for name in ("ant", "bee"):
+            paint(tmp_path / split / name / "1.png", (0, 0, 0))
+    wanted = dataclasses.replace(config("image_folder", tmp_path, 2), method=method)
+    assert class_names(wanted) == ["ant", "bee"]
+    for split in ("train", "test"):
+        path = tmp_path / split / "ant" / "1.png"
+        whole = path.read_bytes()
+        path.write_bytes(b"")
+        if split in reads:
+            with pytest.raises(UserError, match=f"{path}: not a readable image"):
+                class_names(wanted)
+        else:
+            assert class_names(wanted) == ["ant", "bee"]
+        path.write_bytes(whole)
 
 
 # What holds for every set ---------------------------------------------------------------------------------------------

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from torch import Tensor, nn
 
-from harness import files, task
+from harness import config, files, task
 from harness.commands import predict
 from harness.errors import UserError
 from harness.networks import build
@@ -75,33 +76,38 @@ def test_image_is_prepared_as_test_images_are(tmp_path: Path, height: int, width
     assert torch.equal(predict.load_image(path, spec), fit(pixels, 16, 12).float() / 255)
 
 
-def test_a_photograph_is_turned_as_its_camera_says(tmp_path: Path) -> None:
-    picture = Image.new("RGB", (8, 8))
-    picture.paste("white", (0, 0, 8, 4))  # the upper half
-    exif = Image.Exif()
-    exif[0x0112] = 3  # held upside down
-    picture.save(tmp_path / "a.png", exif=exif)
-    pixels = predict.load_image(tmp_path / "a.png", SPEC)
-    assert pixels[:, :4].max() == 0 and pixels[:, 4:].min() == 1
-
-
 def test_what_is_no_image_is_said_in_one_line(tmp_path: Path) -> None:
     run, _ = write_run(tmp_path, None)
     good = write_image(tmp_path / "a.png", 8, 8)
     (tmp_path / "text.png").write_text("not an image")
     whole = write_image(tmp_path / "torn.png", 64, 64)
     whole.write_bytes(whole.read_bytes()[:2000])
-    Image.fromarray(np.full((8, 8), 40000, dtype=np.uint16)).save(tmp_path / "deep.png")
+    Image.new("RGBA", (8, 8)).save(tmp_path / "clear.png")
     for name, message in {
         "absent.png": "there is no such file",
-        "text.png": "not an image that Pillow can read",
-        "torn.png": "the image cannot be read",
-        "deep.png": "more than 8 bits a channel",
-        ".": "the image cannot be read",
+        "text.png": "not a readable image",
+        "torn.png": "not a readable image",
+        "clear.png": r"100\.0% of its pixels are transparent; say .* --background 255,255,255",
+        ".": "not a readable image",
     }.items():
         with pytest.raises(UserError, match=message) as caught:
             predict.predict(run, [good, tmp_path / name])
         assert str(tmp_path / name) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_transparent_pixels_show_the_runs_background_or_the_one_given(tmp_path: Path) -> None:
+    run, _ = write_run(tmp_path / "run", None)
+    image = tmp_path / "clear.png"
+    Image.new("RGBA", (8, 8), (200, 100, 50, 0)).save(image)
+    flat = {}
+    for colour in ((255, 255, 255), (0, 40, 255)):
+        Image.new("RGB", (8, 8), colour).save(tmp_path / "flat.png")
+        flat[colour] = predict.predict(run, [tmp_path / "flat.png"])[0]["top5"]
+    assert predict.predict(run, [image], background=[255, 255, 255])[0]["top5"] == flat[255, 255, 255]
+    settings = config.to_dict(config.build({"classes": 7, "data": {"background": [0, 40, 255]}}))
+    (run / "config.yaml").write_text(yaml.safe_dump({**settings, "records": {}}))
+    assert predict.predict(run, [image])[0]["top5"] == flat[0, 40, 255] != flat[255, 255, 255]
+    assert predict.predict(run, [image], background=[255, 255, 255])[0]["top5"] == flat[255, 255, 255]
 
 
 def test_unknown_device_and_dense_students_are_refused(tmp_path: Path) -> None:
