@@ -13,8 +13,7 @@ from harness.config import Config, build, flat, to_dict
 from harness.config.parse import merge
 from harness.run import folder
 from harness.tracking import Experiment, Status
-from tune import probe, spaces, trial
-from tune.limits import Spent
+from tune import limits, probe, spaces, trial
 from tune.plan import Plan
 
 Say = Callable[[str], None]
@@ -62,8 +61,15 @@ def limit(plan: Plan) -> str | None:
 
 
 def note_end(plan: Plan, words: str | None) -> None:
-    """The search is over, because of a limit or because all is done."""
-    _write(plan, {**_read(plan), "ended": True, "limit": words})
+    """The search is over; `words` name the limit that was reached, and are kept where it left something undone."""
+    made = _planned(entries(plan))
+    early = len(made) < plan.trials or any(one.outcome == "stopped" for one in made)
+    _write(plan, {**_read(plan), "ended": True, "limit": words if early else None})
+
+
+def _planned(found: list[Entry]) -> list[Entry]:
+    """The trials among the `--trials` that were asked for: a lost one was replaced by another."""
+    return [one for one in found if one.error != LOST]
 
 
 def repetitions(plan: Plan) -> dict[str, dict[str, Any]]:
@@ -102,7 +108,8 @@ def settle(plan: Plan, entry: Entry, say: Say) -> None:
     content = _read(plan)
     _write(plan, {**content, "trials": [*content["trials"], dataclasses.asdict(entry)]})
     score = f"{entry.objective:.4f}" if entry.objective is not None else "no objective"
-    say(f"trial {len(content['trials']) + 1} of {plan.trials}, {entry.id}: {entry.outcome} after "
+    number = f"trial {len(_planned(entries(plan)))} of {plan.trials}" if _planned([entry]) else "a trial more"
+    say(f"{number}, {entry.id}: {entry.outcome} after "
         f"{entry.student_updates} student updates, {score}" + (f" ({entry.error})" if entry.error else ""))  # fmt: skip
 
 
@@ -110,7 +117,7 @@ def entry(plan: Plan, trial_id: str, sample: dict[str, Any], last: dict[str, Any
     """What became of a trial, from Ray's last result of it and the error that ended it."""
     outcome = "failed" if error else last.get("outcome")
     if outcome is None:
-        outcome = "stopped" if Spent(plan.folder).over() else "pruned"
+        outcome = "stopped" if limits.reached(plan.folder) else "pruned"
     place = Path(last.get("folder", plan.trials_folder / trial_id))
     return Entry(
         trial_id, str(place.relative_to(plan.folder)), sample, outcome, error or last.get("error"),
@@ -127,8 +134,9 @@ def settle_lost(plan: Plan, say: Say) -> None:
     """
     known = {one.id for one in entries(plan)}
     folders: dict[str, list[Path]] = {}
-    for file in plan.trials_folder.glob("*/config.yaml"):
-        folders.setdefault(file.parent.name.partition("-")[0], []).append(file.parent)
+    for path in trial.run_folders(plan.trials_folder):
+        if (path / "config.yaml").exists():
+            folders.setdefault(trial.id_of(path), []).append(path)
     for name, places in sorted(folders.items()):
         if name not in known:
             place = max(places, key=trial.last_round)
@@ -155,9 +163,9 @@ def settle_runs(plan: Plan, say: Say) -> None:
     Those that nothing is known of may yet go on, and are running again then.
     """
     ends: dict[Path, Status] = {plan.folder / one.folder: STATUS[one.outcome] for one in entries(plan)}
-    for pattern in ("default", "trials/*", "repeated/*"):
-        for place in plan.folder.glob(pattern):
-            ends.setdefault(place, "KILLED" if folder.result(place) is None else "FINISHED")
+    others = [plan.default_folder, *trial.run_folders(plan.trials_folder), *plan.folder.glob("repeated/*")]
+    for place in others:
+        ends.setdefault(place, "KILLED" if folder.result(place) is None else "FINISHED")
     tracking.settle(plan.base.tracking.uri, ends, say)
 
 

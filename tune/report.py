@@ -94,8 +94,11 @@ def correlation(plan: Plan, base: Config, entries: Sequence[Entry]) -> list[dict
         return []
     points: dict[float, list[tuple[float, float]]] = {}
     for entry in entries:
-        for share, agreement, accuracy in _judgements(plan.folder / entry.folder, real):
-            points.setdefault(share, []).append((agreement, accuracy))
+        own: dict[float, tuple[float, float]] = {}  # a trial that went back in time has been there twice: the last counts
+        for path in trial.run_folders(plan.trials_folder, entry.id):
+            own |= dict(_judgements(path, real))
+        for share, scores in own.items():
+            points.setdefault(share, []).append(scores)
     return [
         {"share": share, "student_updates": round(share * budget(base)), "trials": len(pairs),
          "spearman": spearman([a for a, _ in pairs], [b for _, b in pairs])}
@@ -104,14 +107,18 @@ def correlation(plan: Plan, base: Config, entries: Sequence[Entry]) -> list[dict
     ]  # fmt: skip
 
 
-def _judgements(path: Path, real: str) -> Iterator[tuple[float, float, float]]:
-    """(share of the whole run in eighths, probe agreement, real metric) of every judgement in a run folder."""
+def _judgements(path: Path, real: str) -> Iterator[tuple[float, tuple[float, float]]]:
+    """(share of the whole run in eighths, (probe agreement, real metric)) of every judgement in a run folder.
+
+    Rows that a branch copied are judgements of another trial, in whose folder they count.
+    """
     if not (path / "metrics.jsonl").exists():
         return
     config, _ = folder.read_config(path)
+    copied = trial.first_round(path)
     for row in metrics.read(path / "metrics.jsonl"):
-        if row.get(PROBE) is not None and row.get(real) is not None:
-            yield round(8 * row["round"] / config.rounds) / 8, row[PROBE], row[real]
+        if row["round"] > copied and row.get(PROBE) is not None and row.get(real) is not None:
+            yield round(8 * row["round"] / config.rounds) / 8, (row[PROBE], row[real])
 
 
 def spearman(a: Sequence[float], b: Sequence[float]) -> float | None:

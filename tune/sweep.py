@@ -25,9 +25,9 @@ from harness.config import Config
 from harness.distributed.runtime import leave
 from harness.errors import Diverged, Lost, UserError
 from harness.run import folder as run_folder
-from tune import journal, probe, product, report, trial
+from tune import journal, limits, probe, product, report, trial
 from tune.interrupts import Signals
-from tune.limits import Limits, Spent
+from tune.limits import Counter
 from tune.plan import REPORTS, Plan, budget, check, record
 from tune.spaces import Distribution
 from tune.trial import Origin
@@ -117,8 +117,7 @@ def _run(
 
 def _search(plan: Plan, signals: Signals, say: Say) -> None:
     """Plays the trials that are left; KeyboardInterrupt, with Ray's state saved, where a signal came."""
-    limits = Limits(plan)
-    limits.write()
+    limits.begin(plan)
     bundles = _bundles(plan) if plan.workers == 1 else [{}, *_bundles(plan)]  # {}: of who only hands reports on
     trainable = tune.with_resources(tune.with_parameters(_trial, plan=plan), tune.PlacementGroupFactory(bundles))
     state = plan.folder / "ray"
@@ -129,7 +128,7 @@ def _search(plan: Plan, signals: Signals, say: Say) -> None:
     with signals.searching():
         tuner.fit()
     journal.settle_lost(plan, say)
-    journal.note_end(plan, limits.over)
+    journal.note_end(plan, limits.reached(plan.folder))
 
 
 def _tuner(plan: Plan, trainable: Any, say: Say) -> Any:
@@ -252,25 +251,25 @@ class _Budget(tune.Stopper):  # type: ignore[misc]
 
     def __init__(self, plan: Plan) -> None:
         self.folder = plan.folder
-        self.spent: Spent | None = None
+        self.counter: Counter | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Ray's state on disk has it: what was spent under which limits is read again from the folder."""
-        return {"folder": self.folder, "spent": None}
+        return {"folder": self.folder, "counter": None}
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Takes account of a report; whether it is the trial's last, after which no scheduler has a say."""
-        self._account().add(trial_id, result["round"])
+        self._count().add(Path(result["folder"]), result["round"])
         return result["outcome"] is not None
 
     def stop_all(self) -> bool:
         """Whether nothing more is to be played."""
-        return self._account().over() is not None
+        return self._count().over() is not None
 
-    def _account(self) -> Spent:
-        if self.spent is None:
-            self.spent = Spent(self.folder)
-        return self.spent
+    def _count(self) -> Counter:
+        if self.counter is None:
+            self.counter = Counter(self.folder)
+        return self.counter
 
 
 class _Journal(tune.Callback):  # type: ignore[misc]

@@ -6,6 +6,7 @@ A trial's state is its run folder: the same call goes on in it, wherever and how
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import os
 import shutil
@@ -30,6 +31,10 @@ from harness.run import metrics
 from harness.training import distill
 from tune import probe as probes
 from tune.plan import PROBE, REPORTS, Plan, bookkeeping, configuration, oracle
+
+
+ORIGIN = "origin.json"
+"""The file in a branch's run folder that names the run folder it was copied from, and the round."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +142,26 @@ def last_round(path: Path) -> int:
     return int(rows[-1]["round"]) if rows else 0
 
 
+def first_round(path: Path) -> int:
+    """The round from which on a run folder holds rounds of its own: 0, or in a branch the round of its origin."""
+    file = path / ORIGIN
+    return int(json.loads(file.read_text())["round"]) if file.exists() else 0
+
+
+def run_folders(trials: Path, trial_id: str | None = None) -> list[Path]:
+    """The run folders below `trials`, of all trials or of one, the one with most copied rounds last.
+
+    A hidden folder is a branch whose copy was interrupted: it is no run.
+    """
+    found = [path for path in sorted(trials.glob("*")) if path.is_dir() and not path.name.startswith(".")]
+    return sorted((path for path in found if trial_id in (None, id_of(path))), key=first_round)
+
+
+def id_of(path: Path) -> str:
+    """The id of the trial that a run folder belongs to."""
+    return path.name.partition("-")[0]
+
+
 def default(plan: Plan) -> None:
     """The recipe's defaults, run in the sweep's folder, and the probe out of it; what is there already is kept."""
     config = plan.base
@@ -186,11 +211,12 @@ def lineage(plan: Plan, config: Config, path: Path, origin: Origin | None) -> tu
     if origin is None:
         return config, path
     recorded, _ = run_folder.read_config(Path(origin.folder))
+    searched = {path.removeprefix("weights.") for path in plan.space}  # any other is as it was, a schedule too
     weights = {
-        name: _schedule(getattr(recorded.weights, name), value, origin.round)
-        for name, value in vars(config.weights).items()
+        name: _schedule(old, getattr(config.weights, name), origin.round) if name in searched else old
+        for name, old in vars(recorded.weights).items()
     }
-    if weights == vars(recorded.weights) and Path(origin.folder).name.startswith(path.name):
+    if weights == vars(recorded.weights) and id_of(Path(origin.folder)) == path.name:
         return dataclasses.replace(config, weights=recorded.weights), Path(origin.folder)
     config = build(merge(to_dict(config), {"weights": weights}))
     branch = path.with_name(f"{path.name}-{config_module.identity(config)}")
@@ -234,6 +260,7 @@ def _graft(origin: Path, round_index: int, config: Config, branch: Path, note: P
     shutil.copy(origin / "checkpoints" / name, growing / "checkpoints" / name)
     shutil.copy(origin / "metrics.jsonl", growing)
     metrics.Log(growing / "metrics.jsonl", keep_through=round_index).close()
+    files.write(growing / ORIGIN, json.dumps({"folder": origin.name, "round": round_index}) + "\n")
     if note.exists():
         shutil.copy(note, growing)
     growing.replace(branch)

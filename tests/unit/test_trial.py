@@ -12,15 +12,16 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from harness import resolve
-from harness.config import flat
+from harness import files, resolve
+from harness.config import Config, flat, to_dict
 from harness.errors import UserError
 from harness.run import folder as run_folder
 from harness.training import distill
-from tune import journal, plan, probe, report, spaces, trial
+from tune import journal, limits, plan, probe, report, spaces, trial
 from tune.journal import Entry
 from tune.plan import PROBE, Plan
 from tune.trial import Origin, Standing
@@ -235,6 +236,105 @@ def test_schedules_replace_what_never_came_to_pass() -> None:
     assert trial._schedule(1.0, 2.0, 5) == [[0, 1.0], [5, 2.0]]
     assert trial._schedule([[0, 1.0], [5, 2.0]], 3.0, 5) == [[0, 1.0], [5, 3.0]]
     assert trial._schedule([[0, 1.0], [5, 2.0]], 3.0, 7) == [[0, 1.0], [5, 2.0], [7, 3.0]]
+
+
+REAL = "evaluation/student_accuracy"
+
+
+def a_run(path: Path, config: Config, rounds: range, scores: tuple[float, float] = (0.5, 0.5)) -> None:
+    """Rounds of a run folder, each evaluated, each with a checkpoint that nobody reads."""
+    (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+    if not (path / "config.yaml").exists():
+        files.write(path / "config.yaml", yaml.safe_dump({**to_dict(config), "records": {}}))
+    with (path / "metrics.jsonl").open("a") as file:
+        for index in rounds:
+            row = {"round": index, "seconds": 1.0, PROBE: scores[0] + index / 100, REAL: scores[1] + index / 100}
+            file.write(json.dumps(row) + "\n")
+            (path / "checkpoints" / f"round-{index:08d}.safetensors").write_bytes(b"")
+
+
+def a_population(folder: Path, **fields: Any) -> tuple[Plan, list[tuple[Path, int]], int]:
+    """A plan, the reports of its two trials, and how many rounds were trained.
+
+    The donor trains 8 rounds. The taker trains 6, goes back to the donor's 4th with other weights, and trains 4.
+    """
+    found = a_plan(folder, scheduler="pbt", **fields)
+    config = plan.bookkeeping(plan.configuration(found, SAMPLE), found)
+    donor, taker = found.trials_folder / "donor", found.trials_folder / "taker"
+    a_run(donor, config, range(1, 9))
+    a_run(taker, config, range(1, 7), (0.3, 0.2))
+    changed = plan.bookkeeping(plan.configuration(found, {**SAMPLE, "weights.adversarial": 3.0}), found)
+    ran, branch = trial.lineage(found, changed, taker, Origin(str(donor), 4))
+    assert branch.name.startswith("taker-") and [row["round"] for row in rows(branch)] == [1, 2, 3, 4]
+    a_run(branch, ran, range(5, 9), (0.1, 0.4))
+    reports = [(donor, index) for index in range(1, 9)] + [(taker, index) for index in range(1, 7)]
+    return found, reports + [(branch, index) for index in range(5, 9)], 8 + 6 + 4
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+def at_its_start(found: Plan, folder: Path) -> Path:
+    """The folder of the same sweep before its first trial."""
+    limits.begin(dataclasses.replace(found, folder=folder / "start"))
+    return folder / "start"
+
+
+def test_rounds_of_a_sweep_count_once_whatever_was_copied_or_trained_again(tmp_path: Path) -> None:
+    found, reports, trained = a_population(tmp_path, total_rounds=18)
+    shutil.copytree(reports[-1][0], found.trials_folder / f".{reports[-1][0].name}.77")  # a copy that was killed
+    limits.begin(found)
+    after_a_restart = limits.Counter(found.folder)
+    assert after_a_restart.total == trained
+    for path, index in reports[8:]:  # a killed trial goes on from an earlier checkpoint
+        after_a_restart.add(path, index)
+    assert after_a_restart.total == trained
+    live = limits.Counter(at_its_start(found, tmp_path))
+    for path, index in reports:
+        assert live.over() is None
+        live.add(path, index)
+    assert live.total == trained
+    assert live.over() == limits.reached(tmp_path / "start") == "18 of 18 rounds were played"
+    assert after_a_restart.over() == limits.reached(found.folder) == "18 of 18 rounds were played"
+    limits.begin(dataclasses.replace(found, total_rounds=19))
+    assert limits.reached(found.folder) is None and limits.Counter(found.folder).over() is None
+
+
+def test_a_limit_that_left_nothing_undone_did_not_end_the_sweep_early(tmp_path: Path) -> None:
+    found = a_plan(tmp_path, trials=2)
+    for name, outcome, expected in (("a", "finished", "words"), ("b", "pruned", None), ("c", "stopped", "words")):
+        journal.settle(found, an_entry(name, outcome, 0.5), lambda line: None)
+        journal.note_end(found, "words")
+        assert journal.limit(found) == expected
+
+
+def test_a_correlation_counts_what_a_branch_copied_for_the_trial_that_was_judged(tmp_path: Path) -> None:
+    found, reports, _ = a_population(tmp_path, overrides={**OVER, "data": {"name": "digits"}})
+    others = {f"t{index}": (0.1 * index, 0.2 * index) for index in range(3)}
+    for name, scores in others.items():
+        a_run(found.trials_folder / name, run_folder.read_config(reports[0][0])[0], range(1, 9), scores)
+    entries = [an_entry("donor", "finished", 0.58), an_entry("taker", "finished", 0.18), *(
+        an_entry(name, "finished", 0.5) for name in others)]  # fmt: skip
+    points = report.correlation(found, found.base, entries)
+    assert [row["trials"] for row in points] == [5] * 8
+    early, late = ([*pair, *others.values()] for pair in (((0.5, 0.5), (0.3, 0.2)), ((0.5, 0.5), (0.1, 0.4))))
+    for row, expected in zip(points, [early] * 4 + [late] * 4, strict=True):
+        assert row["spearman"] == report.spearman(*zip(*expected, strict=True)), row
+
+
+def test_a_schedule_that_is_not_searched_stays_as_it_is_when_a_trial_takes_over_a_state(tmp_path: Path) -> None:
+    tv = [[0, 1.0], [6, 0.5]]
+    found, reports, _ = a_population(tmp_path, overrides={**OVER, "weights": {"tv": tv}})
+    ran, _ = run_folder.read_config(reports[-1][0])
+    assert (ran.weights.tv, ran.weights.adversarial) == (tv, [[0, 2.0], [4, 3.0]])
+
+
+def test_a_copy_that_was_killed_is_no_trial(tmp_path: Path) -> None:
+    found, reports, _ = a_population(tmp_path)
+    shutil.copytree(reports[-1][0], found.trials_folder / f".{reports[-1][0].name}.77")
+    journal.settle_lost(found, lambda line: None)
+    assert sorted(entry.id for entry in journal.entries(found)) == ["donor", "taker"]
 
 
 def refusals() -> Iterator[tuple[dict[str, Any], str]]:
