@@ -14,6 +14,7 @@ from harness import task as tasks
 from harness.config import BOOKKEEPING, Config, build, flat, parse, to_dict
 from harness.errors import UserError, nearest
 from harness.methods import METHODS
+from harness.training.inversion import inverts
 from tune import probe, spaces
 from tune.spaces import Space
 
@@ -212,13 +213,34 @@ def budget(config: Config) -> int:
 def configuration(plan: Plan, sample: dict[str, Any]) -> Config:
     """The run that a sample describes, as it would be run by itself.
 
-    Every trial trains its student as often as the base does: where `student_steps` is sampled, `rounds` follows.
-    The learning rates' horizon is that whole run, however early a scheduler may end it.
+    Every trial trains its student as often as the base does: where `student_steps` is sampled, `rounds` follows, and
+    with it whatever else is counted in rounds. The learning rates' horizon is that whole run, however early a scheduler
+    may end it.
     """
-    over = parse.merge(plan.overrides, spaces.nested(sample))
-    if "student_steps" in sample:
-        over["rounds"] = math.ceil(budget(plan.base) / sample["student_steps"])
-    return resolve.resolve(plan.recipe, plan.file, over)
+    base, over = plan.base, parse.merge(plan.overrides, spaces.nested(sample))
+    steps = sample.get("student_steps", base.student_steps)
+    if steps == base.student_steps:
+        return resolve.resolve(plan.recipe, plan.file, over)
+    over["rounds"] = math.ceil(budget(base) / steps)
+    config = resolve.resolve(plan.recipe, plan.file, over)
+    return build(parse.merge(to_dict(config), _rescaled(config, sample, base.student_steps / steps)))
+
+
+def _rescaled(config: Config, sample: dict[str, Any], factor: float) -> dict[str, Any]:
+    """The values counted in rounds, for `factor` times as many rounds, as an overlay; sampled ones stay as they are."""
+    weights = {f"weights.{name}": weight for name, weight in vars(config.weights).items()}
+    weights["student.attention"] = config.student.attention
+    found: dict[str, Any] = {
+        path: _rescaled_schedule(weight, factor) for path, weight in weights.items() if isinstance(weight, list)
+    }
+    if inverts(METHODS[config.method].turns(config)):
+        found["inversion.rounds"] = max(1, round(config.inversion.rounds * factor))
+    return spaces.nested({path: value for path, value in found.items() if path not in sample})
+
+
+def _rescaled_schedule(schedule: list[list[float]], factor: float) -> list[list[float]]:
+    """[[round, value], ...] over other rounds; of several values from one round on the last remains."""
+    return [list(pair) for pair in {float(round(start * factor)): value for start, value in schedule}.items()]
 
 
 def bookkeeping(config: Config, plan: Plan) -> Config:

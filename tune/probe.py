@@ -146,11 +146,16 @@ def judge(probe: Probe, batch_size: int) -> Callable[[nn.Module], float]:
 
 
 def restored(module: nn.Module, checkpoint: Path, name: str) -> nn.Module:
-    """A fresh network with the weights that the player `name` has in a checkpoint, on a GPU where there is one."""
-    prefix = f"{name}/model/"
+    """A fresh network with the weights of the player `name` in a checkpoint, on a GPU where there is one.
+
+    Where the run averages weights these are the averaged ones, as in its evaluations and its result.
+    """
+    state: dict[str, Tensor] = {}
     with safetensors.safe_open(checkpoint, framework="pt") as file:
-        keys = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118 - not a dictionary
-        module.load_state_dict({key.removeprefix(prefix): file.get_tensor(key) for key in keys})
+        for prefix in (f"{name}/model/", f"{name}/average/"):
+            keys = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118 - not a dictionary
+            state |= {key.removeprefix(prefix): file.get_tensor(key) for key in keys}
+    module.load_state_dict(state)
     return module.to("cuda" if torch.cuda.is_available() else "cpu")
 
 

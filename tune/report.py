@@ -94,7 +94,7 @@ def correlation(plan: Plan, base: Config, entries: Sequence[Entry]) -> list[dict
         return []
     points: dict[float, list[tuple[float, float]]] = {}
     for entry in entries:
-        own: dict[float, tuple[float, float]] = {}  # a trial that went back in time has been there twice: the last counts
+        own: dict[float, tuple[float, float]] = {}  # a trial that went back has been there twice: the last counts
         for path in trial.run_folders(plan.trials_folder, entry.id):
             own |= dict(_judgements(path, real))
         for share, scores in own.items():

@@ -32,7 +32,6 @@ from harness.training import distill
 from tune import probe as probes
 from tune.plan import PROBE, REPORTS, Plan, bookkeeping, configuration, oracle
 
-
 ORIGIN = "origin.json"
 """The file in a branch's run folder that names the run folder it was copied from, and the round."""
 

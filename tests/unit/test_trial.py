@@ -21,6 +21,7 @@ from harness.config import Config, flat, to_dict
 from harness.errors import UserError
 from harness.run import folder as run_folder
 from harness.training import distill
+from harness.training.inversion import num_steps
 from tune import journal, limits, plan, probe, report, spaces, trial
 from tune.journal import Entry
 from tune.plan import PROBE, Plan
@@ -173,6 +174,14 @@ def test_a_trial_stands_eight_times_and_holds_what_it_said(prepared: Plan, whole
     assert judged(trial.student(config, Path(whole[-1].folder))) == whole[-1].agreement
 
 
+def test_the_student_of_a_folder_is_the_averaged_one_where_the_run_averages(prepared: Plan) -> None:
+    *_, last = trial.run(prepared, "averaged", {**SAMPLE, "student.average": 0.5})
+    path = Path(last.folder)
+    student = trial.student(run_folder.read_config(path)[0], path)
+    assert equal({name: value.cpu() for name, value in student.state_dict().items()}, weights(path))
+    assert probe.judge(probe.load(prepared.probe_file), 16)(student) == last.agreement
+
+
 def test_a_trial_that_was_cut_off_goes_on_to_the_same_end(prepared: Plan, whole: list[Standing]) -> None:
     cut = trial.run(prepared, "cut", SAMPLE)
     assert [next(cut) for _ in range(3)] == [
@@ -195,6 +204,41 @@ def test_trials_of_other_turns_have_as_many_student_updates(prepared: Plan) -> N
         assert (config.student_steps, plan.budget(config)) == (steps, base)
     assert plan.budget(plan.configuration(prepared, {"student_steps": 3})) == 42
     assert plan.configuration(prepared, {"discrepancy": "kl"}).student_discrepancy == "kl"
+
+
+def test_whatever_is_counted_in_rounds_follows_the_rounds_of_a_trial(tmp_path: Path) -> None:
+    overrides = {
+        **OVER,
+        "rounds": 40,
+        "weights": {"tv": [[0, 1.0], [8, 0.5], [20, 0.25]], "l2": 0.5},
+        "student": {"network": "cnn4", "attention": [[0, 0.0], [1, 1.0], [2, 3.0], [30, 2.0]],
+                    "schedule": "multistep", "milestones": [0.5]},
+        "adversarial_after": 0.25,
+    }  # fmt: skip
+    found = a_plan(tmp_path, space=spaces.find("turns"), overrides=overrides)
+    slow = plan.configuration(found, {"student_steps": 10, "weights.l2": 0.1})
+    assert slow.rounds == 20
+    assert slow.weights.tv == [[0, 1.0], [4, 0.5], [10, 0.25]]
+    assert slow.student.attention == [[0, 1.0], [1, 3.0], [15, 2.0]], "of two values from one round on, the later one"
+    assert slow.weights.l2 == 0.1
+    assert (slow.student.milestones, slow.adversarial_after) == ([0.5], 0.25), "shares of the run stay"
+    quick = plan.configuration(found, {"student_steps": 1})
+    assert quick.rounds == 200
+    assert quick.weights.tv == [[0, 1.0], [40, 0.5], [100, 0.25]]
+    assert plan.configuration(found, {"student_steps": 5}) == found.base == plan.configuration(found, {})
+
+
+def test_a_batch_of_an_inverting_method_takes_as_many_image_steps_whatever_a_round_is(tmp_path: Path) -> None:
+    overrides = {**OVER, "rounds": 10, "student_steps": 4, "method": "deepinversion",
+                 "inversion": {"rounds": 20, "steps": 40}}  # fmt: skip
+    found = a_plan(tmp_path, space=spaces.find("turns"), overrides=overrides)
+    for steps, rounds in ((4, 20), (2, 40), (8, 10)):
+        config = plan.configuration(found, {"student_steps": steps})
+        assert (config.inversion.rounds, num_steps(config)) == (rounds, 20)
+    sampled = plan.configuration(found, {"student_steps": 2, "inversion.rounds": 30})
+    assert sampled.inversion.rounds == 30, "what is sampled is taken as it is"
+    plain = a_plan(tmp_path, overrides=OVER)
+    assert plan.configuration(plain, {"student_steps": 1}).inversion == plain.base.inversion
 
 
 @pytest.mark.parametrize(
@@ -325,7 +369,7 @@ def test_a_correlation_counts_what_a_branch_copied_for_the_trial_that_was_judged
 
 def test_a_schedule_that_is_not_searched_stays_as_it_is_when_a_trial_takes_over_a_state(tmp_path: Path) -> None:
     tv = [[0, 1.0], [6, 0.5]]
-    found, reports, _ = a_population(tmp_path, overrides={**OVER, "weights": {"tv": tv}})
+    _, reports, _ = a_population(tmp_path, overrides={**OVER, "weights": {"tv": tv}})
     ran, _ = run_folder.read_config(reports[-1][0])
     assert (ran.weights.tv, ran.weights.adversarial) == (tv, [[0, 2.0], [4, 3.0]])
 
