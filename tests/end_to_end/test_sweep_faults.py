@@ -1,7 +1,7 @@
-"""A sweep whose worker is killed, whose driver is killed, which is asked to stop, and which ends at its limit.
+"""One sweep with four interruptions: a killed worker, a killed driver, a signal, and a limit that is reached.
 
-One sweep, ended again and again, for each start of Ray takes seconds. The student waits in mid-trial until the test has
-done what it wants to do.
+It is one sweep because each start of Ray takes seconds. The student waits in the middle of a trial until the test has
+caused the next interruption.
 """
 
 from __future__ import annotations
@@ -28,53 +28,53 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(2 * PATIENCE)]
 SWEEP = ("sweep", "digits", "--output", "sweep", "--scheduler", "none", "--trials", "3", "--parallel", "1", "rounds=32",
          "batch_size=16", "generator.width=8", f"student.network={held_network.__file__}:student", "pictures=false",
          "tracking.uri=sqlite:///mlflow.db", *BARE)  # fmt: skip
-"""Trials one after the other, judged and saved every fourth round."""
+"""One trial at a time, with an evaluation and a checkpoint every fourth round."""
 
 
 def hold(place: Path, trial: int) -> None:
-    """The trial of that number is to wait; all others go on."""
+    """Makes the trial of that number wait, and all others continue."""
     (place / "held").unlink(missing_ok=True)
     (place / "hold.new").write_text(str(trial))
     (place / "hold.new").replace(place / "hold")
 
 
 def held(place: Path) -> int:
-    """The process that waits; 0 while none does."""
+    """The id of the process that waits; 0 if none does."""
     text = (place / "held").read_text() if (place / "held").exists() else ""
     return int(text or 0)
 
 
 def end(process: int) -> None:
-    """Kills a process, and never a group; one whose sweep was killed may have ended by itself."""
+    """Kills a process; it may have ended already, if its sweep was killed."""
     assert process > 0
     with contextlib.suppress(ProcessLookupError):
         os.kill(process, signal.SIGKILL)
 
 
 def until(happened: Callable[[], object], alive: Callable[[], bool] = lambda: True) -> None:
-    """Waits for something, looking often enough and without taking the processor from what is waited for."""
+    """Waits until `happened` is true; fails if `alive` becomes false before."""
     end = time.monotonic() + PATIENCE
     while not happened():
         assert alive() and time.monotonic() < end
         time.sleep(0.05)
 
 
-def entries(place: Path) -> list[dict[str, Any]]:
+def trial_records(place: Path) -> list[dict[str, Any]]:
     file = place / "sweep" / "trials.json"
     found: list[dict[str, Any]] = json.loads(file.read_text())["trials"] if file.exists() else []
     return found
 
 
 def is_noted(place: Path) -> bool:
-    """Whether Ray's state on disk holds the second trial: else a new one would take its place."""
-    (first,) = entries(place)
+    """Whether Ray's saved state contains the second trial; if not, a restart would run another trial instead."""
+    (first,) = trial_records(place)
     names = {path.name for path in (place / "sweep" / "trials").iterdir()} - {first["id"]}
     states = [file.read_text() for file in (place / "sweep" / "ray").glob("experiment_state-*.json")]
     return any(name in text for name in names for text in states)
 
 
 def statuses(place: Path) -> dict[str, list[str]]:
-    """{name: [outcome, status]} of the sweep's MLflow run and of those below it; there are no others."""
+    """{name: [outcome, status]} of the sweep's MLflow run and its children; there are no other runs."""
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{place}/mlflow.db")
@@ -88,16 +88,16 @@ def statuses(place: Path) -> dict[str, list[str]]:
 
 @dataclass(frozen=True)
 class Story:
-    """What was seen on the way; the folder is as the last command left it."""
+    """What was observed at each interruption; the folder is as the last command left it."""
 
     place: Path
     first: dict[str, Any]
-    """What the first trial came to, before the driver was killed."""
+    """The record of the first trial, from before the driver was killed."""
     kept: tuple[int, int]
-    """When the first trial's result and the probe were written."""
+    """The modification times of the first trial's result and of the probe."""
     stopped: Said
     after_stop: tuple[list[dict[str, Any]], dict[str, list[str]]]
-    """Entries and statuses after the signal."""
+    """Records and statuses after the signal."""
     ended: Said
 
 
@@ -111,8 +111,8 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
         hold(place, 2)
         until(lambda: held(place) and is_noted(place), lambda: process.poll() is None)
         process.kill()
-    end(held(place))  # a minute earlier than it would have noticed by itself
-    (first,) = entries(place)
+    end(held(place))  # without the driver it would end after a minute
+    (first,) = trial_records(place)
     files = (place / "sweep" / first["folder"] / "result.json", place / "sweep" / "probe" / "probe.safetensors")
     kept = (files[0].stat().st_mtime_ns, files[1].stat().st_mtime_ns)
 
@@ -121,39 +121,39 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     asking.start()
     stopped = give(*SWEEP, "--resume", place=place)
     asking.join()
-    after_stop = entries(place), statuses(place)
+    after_stop = trial_records(place), statuses(place)
 
     (place / "hold").unlink()
     leave_running(place, first["folder"])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")  # of something else, and nobody answers there
+        patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")  # not the store of the sweep; nothing listens there
         ended = give(*SWEEP, "--resume", "--total-rounds", "70", place=place)
     assert (files[0].stat().st_mtime_ns, files[1].stat().st_mtime_ns) == kept
     return Story(place, first, kept, stopped, after_stop, ended)
 
 
 def ask_to_stop(place: Path) -> None:
-    """As soon as a worker waits."""
+    """Sends SIGTERM to this process when a worker waits."""
     until(lambda: held(place))
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def leave_running(place: Path, folder: str) -> None:
-    """What a process leaves that is killed between the end of its run and MLflow's word of it."""
+    """Sets the MLflow run to RUNNING, as after a kill between the end of the run and its record in MLflow."""
     from mlflow import MlflowClient
 
     run_id = json.loads((place / "sweep" / folder / "mlflow.json").read_text())["run_id"]
     MlflowClient(f"sqlite:///{place}/mlflow.db").update_run(run_id, status="RUNNING")
 
 
-def test_a_killed_workers_trial_goes_on_from_its_checkpoint(story: Story) -> None:
+def test_the_trial_of_a_killed_worker_continues_from_its_checkpoint(story: Story) -> None:
     assert (story.first["outcome"], story.first["round"]) == ("finished", 32)
     log = rows(story.place / "sweep" / story.first["folder"])
     judged = [row["round"] for row in log if "evaluation/probe_agreement" in row]
-    assert judged == list(range(4, 33, 4)), "rounds that came again replaced those of before"
+    assert judged == list(range(4, 33, 4)), "rows of rounds that were trained again replace the earlier ones"
 
 
-def test_a_signal_saves_the_state_and_settles_no_trial(story: Story) -> None:
+def test_a_signal_saves_the_state_and_records_no_trial(story: Story) -> None:
     assert (story.stopped.code, story.stopped.out) == (130, "")
     last = f"stopped: the same command with --resume goes on in {story.place / 'sweep'}"
     assert story.stopped.err.splitlines() == [last]
@@ -164,19 +164,19 @@ def test_a_signal_saves_the_state_and_settles_no_trial(story: Story) -> None:
     assert sorted(ends.values()) == [["", "KILLED"], ["finished", "FINISHED"]]
 
 
-def test_resume_keeps_what_was_finished_and_a_limit_ends_the_rest_with_a_report(story: Story) -> None:
+def test_resume_keeps_finished_trials_and_a_limit_ends_the_sweep_with_a_report(story: Story) -> None:
     assert story.ended.code == 0, story.ended.err
-    found = entries(story.place)
+    found = trial_records(story.place)
     assert found[0] == story.first
     assert [entry["outcome"] for entry in found] == ["finished", "finished", "stopped"]
     assert 70 - 2 * 32 <= found[2]["round"] < 32 and found[2]["objective"] is not None
     log = rows(story.place / "sweep" / found[1]["folder"])
     assert [row["round"] for row in log if "evaluation/probe_agreement" in row] == list(range(4, 33, 4))
-    assert "of 70 rounds were played" in story.ended.out
+    assert "of 70 rounds were trained" in story.ended.out
 
 
-def test_mlflow_says_of_every_run_how_it_ended_and_holds_the_best(story: Story) -> None:
-    """One run each, however often begun; whatever server the environment names."""
+def test_mlflow_has_the_status_of_every_run_and_the_best_model(story: Story) -> None:
+    """One MLflow run for each run folder after all restarts, in the store of the configuration."""
     from mlflow import MlflowClient
 
     assert "MLflow" not in story.ended.err
@@ -186,5 +186,5 @@ def test_mlflow_says_of_every_run_how_it_ended_and_holds_the_best(story: Story) 
     ends = statuses(story.place)
     assert ends.pop("sweep") == ["", "FINISHED"]
     assert ends.pop("default") == ["", "FINISHED"]
-    assert {name: end[0] for name, end in ends.items()} == {e["id"]: e["outcome"] for e in entries(story.place)}
+    assert {name: end[0] for name, end in ends.items()} == {e["id"]: e["outcome"] for e in trial_records(story.place)}
     assert sorted(ends.values()) == [*[["finished", "FINISHED"]] * 2, ["stopped", "KILLED"]]
