@@ -55,11 +55,11 @@ def test_a_limit_is_reported_only_if_it_prevented_something(tmp_path: Path) -> N
 
 
 def test_a_limit_decides_between_stopped_and_pruned(tmp_path: Path) -> None:
-    plan, results, _ = make_population(tmp_path, total_rounds=18)
+    plan, results, trained = make_population(tmp_path)
     result = {"folder": str(results[-1][0]), "objective": 0.18, "round": 8, "student_updates": 40}
-    limits.start(plan)
-    assert records.from_result(plan, "taker", SAMPLE, result, None).outcome == "pruned", "nothing was stopped yet"
-    limits.RoundCounter(plan.folder).limit_reached()
+    limits.start(dataclasses.replace(plan, total_rounds=trained + 1))
+    assert records.from_result(plan, "taker", SAMPLE, result, None).outcome == "pruned"
+    limits.start(dataclasses.replace(plan, total_rounds=trained))
     record = records.from_result(plan, "taker", SAMPLE, result, None)
     assert (record.outcome, record.folder) == ("stopped", f"trials/{results[-1][0].name}")
     assert records.from_result(plan, "taker", SAMPLE, result, "OutOfMemoryError: ...").outcome == "failed"
