@@ -29,10 +29,10 @@ from tests.end_to_end import held_network
 from tests.end_to_end.conftest import CPU, Ddad, Said, copy_teacher, rows, sha256
 from tests.helpers import environment
 
-PATIENCE = 1500.0
+TIMEOUT = 1500.0
 """Seconds after which a sweep counts as hung: Ray starts several processes, and the machine may be busy."""
 
-pytestmark = pytest.mark.timeout(2 * PATIENCE)
+pytestmark = pytest.mark.timeout(2 * TIMEOUT)
 
 TINY = ("rounds=16", "batch_size=32", "student.network=cnn4", "generator.width=8", "pictures=false")
 """A trial of a few seconds, with 8 evaluations."""
@@ -47,16 +47,16 @@ RATES = "student.lr: {choice: [0.1, 1e-7, 1e30, 0.05]}\n"
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of an `mlflow server` for this module."""
-    place = tmp_path_factory.mktemp("server")
+    cwd = tmp_path_factory.mktemp("server")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    words = ["--backend-store-uri", f"sqlite:///{place}/mlflow.db", "--artifacts-destination", str(place / "artifacts")]
+    words = ["--backend-store-uri", f"sqlite:///{cwd}/mlflow.db", "--artifacts-destination", str(cwd / "artifacts")]
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (place / "log").open("w") as log:
+    with (cwd / "log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1", *words],
-            env=environment(quiet), cwd=place, stdout=log, stderr=log, start_new_session=True,
+            env=environment(quiet), cwd=cwd, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
     uri = f"http://127.0.0.1:{port}"
     try:
@@ -66,7 +66,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                 urllib.request.urlopen(f"{uri}/api/2.0/mlflow/experiments/search?max_results=1", timeout=60).close()
                 break
             except OSError:
-                assert process.poll() is None and time.monotonic() < end, (place / "log").read_text()
+                assert process.poll() is None and time.monotonic() < end, (cwd / "log").read_text()
                 time.sleep(0.05)
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "120")  # others may use the machine
@@ -78,13 +78,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Swept:
-    place: Path
+    cwd: Path
     uri: str
     said: Said
 
     @property
     def folder(self) -> Path:
-        return self.place / "sweep"
+        return self.cwd / "sweep"
 
     @property
     def trials(self) -> list[dict[str, Any]]:
@@ -120,13 +120,13 @@ class Swept:
         return sorted(Path(each.path).name for each in MlflowClient(self.uri).list_artifacts(run.info.run_id, folder))
 
 
-def give(*words: str, place: Path) -> Said:
+def give(*words: str, cwd: Path) -> Said:
     """`ddad WORDS` in a folder, in this process; for fixtures of a module."""
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         for name, value in CPU.items():
             patch.setenv(name, value)
-        patch.chdir(place)
+        patch.chdir(cwd)
         patch.setattr(sys, "argv", ["ddad", *words])
         with warnings.catch_warnings():
             # Ray does not close its log files of trials that did not finish.
@@ -141,15 +141,15 @@ def give(*words: str, place: Path) -> Said:
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory, taught: tuple[Path, object], server: str) -> Swept:
     """A grid of four trials with ASHA, one at a time; the best trial and the recipe repeated with two seeds."""
-    place = tmp_path_factory.mktemp("swept")
-    copy_teacher(taught[0], place)
-    (place / "rates.yaml").write_text(RATES)
+    cwd = tmp_path_factory.mktemp("swept")
+    copy_teacher(taught[0], cwd)
+    (cwd / "rates.yaml").write_text(RATES)
     said = give(
         "sweep", "digits", "--space", "rates.yaml", "--searcher", "grid", "--parallel", "1", "--output", "sweep",
-        "--retrain", "0-1", *TINY, f"tracking.uri={server}", place=place,
+        "--retrain", "0-1", *TINY, f"tracking.uri={server}", cwd=cwd,
     )  # fmt: skip
     assert said.code == 0, said.err
-    return Swept(place, server, said)
+    return Swept(cwd, server, said)
 
 
 @pytest.mark.slow
@@ -208,7 +208,7 @@ def test_the_sweeps_run_has_the_report_and_the_best_trials_run_has_pictures_and_
     assert version.run_id == best.info.run_id
     assert version.tags["sweep_run"] == parent.info.run_id
     assert version.tags["probe_sha256"] == parent.data.tags["probe_sha256"]
-    assert version.tags["teacher_sha256"] == sha256(swept.place / "teachers" / "digits-cnn32.safetensors")
+    assert version.tags["teacher_sha256"] == sha256(swept.cwd / "teachers" / "digits-cnn32.safetensors")
     for row in swept.by_rate.values():
         logged = swept.run(row["folder"]).outputs
         assert bool(logged and logged.model_outputs) == (row["id"] == found["best"]["id"])
@@ -247,7 +247,7 @@ def test_the_command_prints_the_table_and_the_repetitions(swept: Swept) -> None:
 def test_distill_runs_the_best_configuration_with_the_same_result(
     swept: Swept, ddad: Ddad, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(swept.place)
+    monkeypatch.chdir(swept.cwd)
     found = json.loads((swept.folder / "report.json").read_text())
     config = resolve.resolve(None, resolve.read_file(swept.folder / "best.yaml"))
     assert config.student.lr == found["best"]["sample"]["student.lr"]
@@ -262,10 +262,10 @@ def test_distill_runs_the_best_configuration_with_the_same_result(
 def test_the_same_command_is_refused_and_with_resume_runs_no_trial_again(swept: Swept) -> None:
     command = ("sweep", "digits", "--space", "rates.yaml", "--searcher", "grid", "--parallel", "1", "--output", "sweep",
                *TINY, "tracking.uri=none")  # fmt: skip
-    refusal = give(*command, place=swept.place).complaint()
+    refusal = give(*command, cwd=swept.cwd).complaint()
     assert refusal.endswith("holds this sweep already: --resume continues it, or give another --output")
     before = (swept.folder / "trials.json").read_bytes()
-    again = give(*command, "--resume", place=swept.place)
+    again = give(*command, "--resume", cwd=swept.cwd)
     assert again.code == 0, again.err
     assert (swept.folder / "trials.json").read_bytes() == before
     assert again.err == ""
@@ -278,7 +278,7 @@ def test_a_population_ends_with_the_schedule_of_its_best_trial(tmp_path: Path, s
     said = give(
         "sweep", "digits", "--output", "sweep", "--scheduler", "pbt", "--space", "weights.yaml", "--trials", "2",
         "--cpus", "0.5", *[word for word in TINY if "network" not in word], *BARE, f"tracking.uri={server}",
-        f"student.network={held_network.__file__}:companion", place=tmp_path,
+        f"student.network={held_network.__file__}:companion", cwd=tmp_path,
     )  # fmt: skip
     assert said.code == 0, said.err
     found = Swept(tmp_path, server, said)
