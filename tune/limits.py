@@ -21,7 +21,7 @@ FILE = "limits.json"
 def start(plan: Plan) -> None:
     """Writes the limits of this invocation over those of an earlier one. The minutes count from now.
 
-    A limit that the run folders exceed already is reached at once: Ray Tune may have no step left in which to notice it.
+    A limit that the run folders exceed already is reached at once: Ray Tune may have no step left to check it.
     """
     _write(plan.folder, {"total_rounds": plan.total_rounds, "minutes": plan.minutes, "began": time.time()})
     RoundCounter(plan.folder).limit_reached()

@@ -15,6 +15,7 @@ import yaml
 
 from harness import files
 from harness.compare import plots
+from harness.compare.markdown import pipe_table
 from harness.config import Config, to_dict
 from harness.run import folder as run_folder
 from tune import analysis, configs, probe, records
@@ -104,7 +105,7 @@ def _trials_table(plan: Plan, trials: Sequence[TrialRecord], content: dict[str, 
         values = [_short(record.sample.get(path)) for path in plan.space]
         rows.append([f"{record.id}{mark}", record.outcome, str(record.student_updates), _percent(record.agreement),
                      *([_percent(record.oracle)] if real else []), *values])  # fmt: skip
-    return _markdown(head, rows)
+    return pipe_table(head, rows, num_text=2)
 
 
 def _correlations_table(found: Sequence[dict[str, Any]]) -> list[str]:
@@ -112,7 +113,7 @@ def _correlations_table(found: Sequence[dict[str, Any]]) -> list[str]:
         return [f"fewer than {MIN_CORRELATED} trials were evaluated after the same number of updates."]
     texts = ["all values are equal" if row["spearman"] is None else f"{row['spearman']:+.2f}" for row in found]
     rows = [[str(row["student_updates"]), str(row["trials"]), text] for row, text in zip(found, texts, strict=True)]
-    return _markdown(["student updates", "trials", "Spearman"], rows)
+    return pipe_table(["student updates", "trials", "Spearman"], rows, num_text=0)
 
 
 def _repetitions_table(plan: Plan, found: dict[str, dict[str, Any]]) -> list[str]:
@@ -122,12 +123,7 @@ def _repetitions_table(plan: Plan, found: dict[str, dict[str, Any]]) -> list[str
         [kind, str(scores["agreement"]["n"]), *(_mean(scores[name]) for name in names), str(scores["failed"]["n"])]
         for kind, scores in found.items()
     ]
-    return _markdown(["configuration", "seeds", agreement, *([real] if real else []), "failed"], rows)
-
-
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [head, ["---"] * len(head), *rows]
-    return ["| " + " | ".join(cells) + " |" for cells in lines]
+    return pipe_table(["configuration", "seeds", agreement, *([real] if real else []), "failed"], rows)
 
 
 def _percent(value: float | None) -> str:
