@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from harness import resolve
-from harness.config import BOOKKEEPING, Config, build, parse, to_dict
+from harness.config import BOOKKEEPING, Config, Weight, build, flat, parse, to_dict
 from harness.methods import METHODS
 from harness.run import folder
 from harness.training.inversion import inverts
@@ -38,14 +41,24 @@ def of_sample(plan: Plan, sample: dict[str, Any]) -> Config:
 
 def _rescaled(config: Config, sample: dict[str, Any], factor: float) -> dict[str, Any]:
     """An overlay of the values counted in rounds, for `factor` times as many rounds, without the sampled values."""
-    weights = {f"weights.{name}": weight for name, weight in vars(config.weights).items()}
-    weights["student.attention"] = config.student.attention
+    flat_values = flat(config)
     values: dict[str, Any] = {
-        path: _rescaled_schedule(weight, factor) for path, weight in weights.items() if isinstance(weight, list)
+        path: _rescaled_schedule(flat_values[path], factor)
+        for path in _weight_paths(Config)
+        if isinstance(flat_values[path], list)
     }
     if inverts(METHODS[config.method].turns(config)):
         values["inversion.rounds"] = max(1, round(config.inversion.rounds * factor))
     return spaces.nested({path: value for path, value in values.items() if path not in sample})
+
+
+def _weight_paths(kind: type, prefix: str = "") -> Iterator[str]:
+    """The dotted paths of all fields of type Weight: a number, or a schedule over rounds."""
+    for name, hint in typing.get_type_hints(kind).items():
+        if dataclasses.is_dataclass(hint):
+            yield from _weight_paths(typing.cast(type, hint), f"{prefix}{name}.")
+        elif hint == Weight:
+            yield prefix + name
 
 
 def _rescaled_schedule(schedule: list[list[float]], factor: float) -> list[list[float]]:

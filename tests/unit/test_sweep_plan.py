@@ -33,7 +33,7 @@ def test_schedules_are_rescaled_with_the_rounds_of_a_trial(tmp_path: Path) -> No
         "rounds": 40,
         "weights": {"tv": [[0, 1.0], [8, 0.5], [20, 0.25]], "l2": 0.5},
         "student": {"network": "cnn4", "attention": [[0, 0.0], [1, 1.0], [2, 3.0], [30, 2.0]],
-                    "schedule": "multistep", "milestones": [0.5]},
+                    "features": [[0, 1.0], [20, 2.0]], "schedule": "multistep", "milestones": [0.5]},
         "adversarial_after": 0.25,
     }  # fmt: skip
     made = make_plan(tmp_path, space=spaces.find("turns"), overrides=overrides)
@@ -41,6 +41,7 @@ def test_schedules_are_rescaled_with_the_rounds_of_a_trial(tmp_path: Path) -> No
     assert slow.rounds == 20
     assert slow.weights.tv == [[0, 1.0], [4, 0.5], [10, 0.25]]
     assert slow.student.attention == [[0, 1.0], [1, 3.0], [15, 2.0]], "two values start in one round: the last"
+    assert slow.student.features == [[0, 1.0], [10, 2.0]], "every field that can hold a schedule"
     assert slow.weights.l2 == 0.1
     assert (slow.student.milestones, slow.adversarial_after) == ([0.5], 0.25), "shares of a run do not change"
     quick = configs.of_sample(made, {"student_steps": 1})
