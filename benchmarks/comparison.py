@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.compare.markdown import pipe_table
+
 Row = Mapping[str, Any]
 
 REACHED = 0.95
@@ -44,31 +46,10 @@ def paired(best: Mapping[int, float], other: Mapping[int, float]) -> Difference 
     mean = statistics.fmean(values)
     if len(values) == 1:
         return Difference(mean, None)
-    half = student_t(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    from scipy import stats
+
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
     return Difference(mean, (mean - half, mean + half))
-
-
-def student_t(freedom: int) -> float:
-    """The t that 95 % of Student's distribution of so many degrees of freedom lie within, -t to t.
-
-    The share within is a finite sum (Abramowitz and Stegun, 26.7.3 and 26.7.4); GPU machines have no SciPy for it.
-    """
-
-    def within(t: float) -> float:
-        angle = math.atan(t / math.sqrt(freedom))
-        odd, square = freedom % 2, math.cos(angle) ** 2
-        term = math.sin(angle) * (math.cos(angle) if odd else 1.0)
-        total = 0.0
-        for number in range(1 + odd, freedom, 2):
-            total += term
-            term *= square * number / (number + 1)
-        return 2 / math.pi * (angle + total) if odd else total
-
-    low, high = 0.0, 20.0
-    while high - low > 1e-12:
-        middle = (low + high) / 2
-        low, high = (middle, high) if within(middle) < 0.95 else (low, middle)
-    return high
 
 
 def arrival(curve: Sequence[Sequence[float]], target: float) -> float | None:
@@ -91,7 +72,7 @@ def table(rows: Sequence[Row]) -> str:
     best_rows = next(iter(methods.values()))
     best = {row["seed"]: row["score"] for row in best_rows}
     target = REACHED * statistics.fmean(row["agreement"] for row in best_rows)
-    lines = [HEADER, ["---"] * len(HEADER)]
+    lines = []
     for name, runs in methods.items():
         difference = paired(best, {row["seed"]: row["score"] for row in runs})
         arrivals = [arrival(row["curve"], target) for row in runs]
@@ -109,7 +90,7 @@ def table(rows: Sequence[Row]) -> str:
                 "-" if any(row["memory"] is None for row in runs) else f"{max(row['memory'] for row in runs):.0f}",
             ]
         )
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    return "\n".join(pipe_table(HEADER, lines))
 
 
 def spread(values: Sequence[float]) -> str:

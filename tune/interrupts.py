@@ -1,4 +1,4 @@
-"""What a signal does to a sweep."""
+"""SIGINT and SIGTERM during a sweep."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from typing import ClassVar
 
 
 class Signals:
-    """The first SIGINT or SIGTERM ends a search with its state saved, anything else at once; a second ends all."""
+    """Handlers of SIGINT and SIGTERM. The first signal stops the sweep; the second ends the process at once.
+
+    During the search the first signal lets Ray Tune save its state; at any other time it raises KeyboardInterrupt.
+    """
 
     received: ClassVar[int | None] = None
-    """The process's, as its handlers are: what Ray makes out of a pickle asks it too."""
+    """The number of the first signal; None before it. A class attribute, because objects that Ray unpickles read it."""
 
     def __init__(self) -> None:
         self._searching = False
@@ -29,8 +32,8 @@ class Signals:
 
     @contextmanager
     def searching(self) -> Iterator[None]:
-        """Inside, Ray Tune listens to SIGUSR1, by which it is told; KeyboardInterrupt at the end where it was."""
-        before = signal.signal(signal.SIGUSR1, signal.default_int_handler)  # until Ray has put its own there
+        """Forwards the first signal to Ray Tune, as SIGUSR1; raises KeyboardInterrupt at the end if there was one."""
+        before = signal.signal(signal.SIGUSR1, signal.default_int_handler)  # until Ray Tune sets its own handler
         self._searching = True
         try:
             yield

@@ -1,17 +1,19 @@
-"""A sweep as plain data, and where its files are. `sweep.json` holds it, so that `--resume` continues the same one."""
+"""A sweep as plain data: what it searches, with which limits, and where its files are.
+
+The part that determines the trials is in sweep.json, so that `--resume` continues the same sweep or refuses.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from harness import files, resolve
 from harness import task as tasks
-from harness.config import BOOKKEEPING, Config, build, flat, parse, to_dict
+from harness.config import BOOKKEEPING, Config, flat
 from harness.errors import UserError, nearest
 from harness.methods import METHODS
 from tune import probe, spaces
@@ -20,139 +22,150 @@ from tune.spaces import Space
 SEARCHERS = ("optuna", "random", "grid")
 SCHEDULERS = ("asha", "none", "pbt")
 
-TRIALS = 16
-"""Trials where none were asked for; a grid has as many as it has points."""
+NUM_TRIALS = 16
+"""The default number of trials. The default of a grid is the number of its points."""
 
-REPORTS = 8
-"""Times that a trial is judged, evenly spread over its student updates; the first is ASHA's first rung."""
+NUM_EVALUATIONS = 8
+"""Evaluations of each trial, at equal distances in student updates. The first one is ASHA's first rung."""
 
-PROBE = "evaluation/probe_agreement"
-"""The metric, in every trial's metrics: share of the probe on which the student says what the teacher says."""
+PROBE_METRIC = "evaluation/probe_agreement"
+"""The name of the agreement on the probe in the metrics of every trial."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is searched, how, and for how long."""
+    """A sweep."""
 
     recipe: str | None
+    """The name of the recipe; None if `file` names it."""
     file: dict[str, Any] | None
-    """The content of --config."""
+    """The content of the file given with --config."""
     overrides: dict[str, Any]
-    """path=value words, nested."""
+    """The path=value arguments, as a nested overlay."""
     space: Space
+    """What is searched."""
     objective: str = "agreement"
-    """`agreement` on the probe, or the task's metric on real data: an oracle."""
+    """What is maximised: `agreement` on the probe, or the task's metric on real data, which is an oracle."""
     searcher: str = "optuna"
+    """One of SEARCHERS."""
     scheduler: str = "asha"
-    trials: int = TRIALS
+    """One of SCHEDULERS."""
+    trials: int = NUM_TRIALS
+    """The number of trials."""
     total_rounds: int | None = None
-    """Rounds of all trials together, after which no more are played."""
+    """The sweep stops after this number of rounds, counted over all trials; None: no limit."""
     minutes: float | None = None
-    """Minutes of this invocation, after which the trials that run are stopped."""
+    """The sweep stops after this number of minutes of this invocation; None: no limit."""
     cpus: float = 1.0
     """CPUs of each process of a trial."""
     gpus: float = 0.0
+    """GPUs of each process of a trial."""
     parallel: int | None = None
-    """Trials at a time at most; None: as many as fit."""
+    """The largest number of trials that run at the same time; None: limited by the resources only."""
     folder: Path = Path()
-    """Where everything goes, absolute; on a cluster, every node sees it."""
-    place: Path = Path()
-    """The folder in which the command was given, absolute: relative paths of the configuration start there."""
+    """The sweep's folder, an absolute path. On a cluster it is on a file system that all nodes share."""
+    working_dir: Path = Path()
+    """The folder in which the command was given, an absolute path. Relative paths in a configuration start there."""
     address: str | None = None
-    """An existing Ray cluster; None: one of this machine's own."""
+    """HOST:PORT of an existing Ray cluster, or `auto`; None: Ray is started on this machine."""
     probe: Path | None = None
-    """Another sweep's folder whose probe judges here too, so that both are judged alike; None: one is made."""
+    """The folder of another sweep whose probe is used, so that both sweeps are comparable; None: a probe is made."""
     parent: str | None = None
-    """The sweep's MLflow run."""
+    """The id of the sweep's MLflow run; None before it exists, or without MLflow."""
 
     @property
     def base(self) -> Config:
-        """The recipe's defaults with what was given: what every sample is laid over."""
+        """The configuration without a sample: the recipe with the file and the path=value arguments."""
         return resolve.resolve(self.recipe, self.file, self.overrides)
 
     @property
-    def workers(self) -> int:
-        """Processes that play a trial, or any other run of the sweep, together."""
+    def num_processes(self) -> int:
+        """Processes of each run of the sweep."""
         return self.base.distributed.world_size or 1
 
     @property
     def trials_folder(self) -> Path:
-        """One run folder a trial, and for trials of a population one for every change of weights."""
+        """The folder that holds the run folders of the trials (`tune.run_folders`)."""
         return self.folder / "trials"
 
     @property
     def probe_file(self) -> Path:
-        """The probe's images and the teacher's answers."""
-        return probe.of(self.folder)
+        """The file of the probe."""
+        return probe.file_in(self.folder)
 
     @property
     def default_folder(self) -> Path:
-        """The run of the recipe's defaults, whose generator made the probe."""
+        """The run folder of the default run: the recipe without a sample."""
         return self.folder / "default"
 
     @property
     def metric(self) -> str:
-        """The objective's name in a run's metrics."""
-        return PROBE if self.objective == "agreement" else f"evaluation/student_{self.objective}"
+        """The name of the objective in the metrics of a run."""
+        return PROBE_METRIC if self.objective == "agreement" else f"evaluation/student_{self.objective}"
 
     @property
-    def words(self) -> str:
-        """The objective for people, with its standing."""
+    def objective_text(self) -> str:
+        """The objective as text for reports; it says whether the objective needs real data."""
         if self.objective == "agreement":
             return "agreement on the probe (data-free)"
         return f"{self.objective} on real data (ORACLE: no data-free setting has it)"
 
 
-Given = tuple[str | None, dict[str, Any] | None, dict[str, Any]]
-"""Recipe, content of --config, overrides: what `harness.resolve.resolve` takes."""
+ResolveArguments = tuple[str | None, dict[str, Any] | None, dict[str, Any]]
+"""The arguments of `harness.resolve.resolve`: recipe, content of the file, overrides."""
 
 
 def make(
-    given: Given, output: Path | None, space: str, trials: int | None, searcher: str | None, **options: Any
+    arguments: ResolveArguments,
+    output: Path | None,
+    space: str,
+    trials: int | None,
+    searcher: str | None,
+    **options: Any,
 ) -> Plan:
-    """The plan of a command, given in the current folder; `options` are fields of Plan."""
+    """The plan of a command that is given in the current folder; `options` are other fields of Plan."""
     found = spaces.find(space)
     if searcher is None:
         searcher = "random" if options["scheduler"] == "pbt" else "optuna"
     if trials is None:
-        trials = len(spaces.grid(found)) if searcher == "grid" else TRIALS
-    plan = Plan(*given, found, searcher=searcher, trials=trials, place=Path.cwd(), **options)
+        trials = len(spaces.grid(found)) if searcher == "grid" else NUM_TRIALS
+    plan = Plan(*arguments, found, searcher=searcher, trials=trials, working_dir=Path.cwd(), **options)
     folder = output or Path("sweeps") / f"{plan.base.recipe}-{identity(plan)}"
     return replace(plan, folder=folder.absolute())
 
 
 def seeds(text: str | None) -> list[int]:
-    """The seeds in `0-4` or `0,7`; none where there is no text."""
+    """The seeds in a text such as `0-4` or `0,7`; none for None."""
     try:
         found: list[int] = []
-        for word in text.split(",") if text else []:
-            first, _, last = word.partition("-")
+        for part in text.split(",") if text else []:
+            first, _, last = part.partition("-")
             found.extend(range(int(first), int(last or first) + 1))
     except ValueError:
         found = []
     if text is not None and (not found or len(set(found)) < len(found)):
-        raise UserError(f"--retrain {text!r}: expected seeds such as 0-4 or 0,7, each once")
+        raise UserError(f"--retrain {text!r}: expected seeds such as 0-4 or 0,7, each one once")
     return found
 
 
-def oracle(config: Config) -> str | None:
-    """The metric on real data that the trials' curves hold, where there is data."""
+def oracle_metric(config: Config) -> str | None:
+    """The name of the metric on real data in the metrics of a run; None without data."""
     return f"evaluation/student_{tasks.load(config.task).primary_metric}" if config.data.name != "none" else None
 
 
 def check(plan: Plan) -> Config:
-    """The base configuration; UserError for whatever in the plan does not fit together."""
+    """Returns the configuration without a sample; raises UserError if parts of the plan do not fit together."""
     config = plan.base
     _one_of("--searcher", plan.searcher, SEARCHERS)
     _one_of("--scheduler", plan.scheduler, SCHEDULERS)
     if not METHODS[config.method].data_free or not METHODS[config.method].has_teacher:
-        raise UserError(f"method={config.method} invents no images to make a probe of: sweep a data-free method")
+        raise UserError(f"method={config.method} generates no images for a probe: sweep a data-free method")
     if config.max_minutes is not None:
-        raise UserError(f"max_minutes={config.max_minutes:g} ends a run early: the budget of a sweep is --minutes")
+        raise UserError(f"max_minutes={config.max_minutes:g} would end each run early: limit the sweep with --minutes")
     _check_objective(plan.objective, config)
     spaces.check(plan.space, config)
     if both := sorted(plan.space.keys() & flat_keys(plan.overrides)):
-        raise UserError(f"{both[0]} is both given and searched: leave one of them out")
+        raise UserError(f"{both[0]} is given as an argument and is also in the space: remove one of them")
     for name in ("trials", "total_rounds", "minutes", "parallel", "cpus"):
         value = getattr(plan, name)
         if value is not None and not value > 0:
@@ -160,39 +173,41 @@ def check(plan: Plan) -> Config:
     if plan.probe:
         probe.check(plan.probe, config)
     if not (0 <= plan.gpus < 1 or (plan.gpus.is_integer() and plan.gpus > 0)):
-        raise UserError(f"--gpus {plan.gpus:g}: expected a share of one GPU, such as 0.5, or a whole number")
-    if plan.workers > 1 and plan.gpus % 1:
-        raise UserError(f"--gpus {plan.gpus:g}: each of {plan.workers} processes of a trial needs a GPU of its own")
+        raise UserError(f"--gpus {plan.gpus:g}: expected a part of one GPU, such as 0.5, or a whole number")
+    if plan.num_processes > 1 and plan.gpus % 1:
+        raise UserError(
+            f"--gpus {plan.gpus:g}: each of the {plan.num_processes} processes of a trial needs a whole GPU"
+        )
     if plan.scheduler == "pbt":
         _check_population(plan, config)
     if plan.searcher == "grid" and plan.trials != (points := len(spaces.grid(plan.space))):
-        raise UserError(f"--trials {plan.trials}: the grid of this space has {points} points; leave --trials out")
+        raise UserError(f"--trials {plan.trials}: the grid of this space has {points} points: leave --trials out")
     return config
 
 
-def _one_of(option: str, word: str, known: tuple[str, ...]) -> None:
-    if word not in known:
-        raise UserError(f"{option} {word!r}: expected one of {', '.join(known)}{nearest(word, known)}")
+def _one_of(option: str, name: str, known: tuple[str, ...]) -> None:
+    if name not in known:
+        raise UserError(f"{option} {name!r}: expected one of {', '.join(known)}{nearest(name, known)}")
 
 
 def _check_objective(objective: str, config: Config) -> None:
     primary = tasks.load(config.task).primary_metric
     _one_of("--objective", objective, ("agreement", primary))
     if objective == primary and config.data.name == "none":
-        raise UserError(f"--objective {objective} is measured on real data, and data.name=none: use agreement")
+        raise UserError(f"--objective {objective} needs real data, and data.name=none: use --objective agreement")
 
 
 def _check_population(plan: Plan, config: Config) -> None:
     if others := [path for path in plan.space if not path.startswith("weights.")]:
-        raise UserError(f"--scheduler pbt changes values during a run, which only weights.* may: not {others[0]}")
+        raise UserError(f"--scheduler pbt changes values during a run; only weights.* can change, not {others[0]}")
     if choices := [path for path, one in plan.space.items() if one.kind == "choice"]:
-        raise UserError(f"--scheduler pbt multiplies weights: {choices[0]} is a choice; give it a range")
+        raise UserError(f"--scheduler pbt multiplies weights, but {choices[0]} is a choice: give it a range")
     if plan.searcher != "random":
-        raise UserError(f"--scheduler pbt searches by itself: --searcher random, not {plan.searcher}")
+        raise UserError(f"--scheduler pbt needs --searcher random, not {plan.searcher}")
     if plan.parallel:
-        raise UserError("--parallel: a population takes turns on what there is; limit it by --cpus or --gpus")
+        raise UserError("--parallel does not work with --scheduler pbt: limit the running trials with --cpus or --gpus")
     if plan.trials < 2:
-        raise UserError(f"--scheduler pbt --trials {plan.trials}: a population has at least 2")
+        raise UserError(f"--scheduler pbt --trials {plan.trials}: a population needs at least 2 trials")
 
 
 def flat_keys(overlay: dict[str, Any]) -> set[str]:
@@ -204,41 +219,8 @@ def flat_keys(overlay: dict[str, Any]) -> set[str]:
     }
 
 
-def budget(config: Config) -> int:
-    """Student updates of a whole run, by which trials of different turns are compared."""
-    return config.rounds * config.student_steps
-
-
-def configuration(plan: Plan, sample: dict[str, Any]) -> Config:
-    """The run that a sample describes, as it would be run by itself.
-
-    Every trial trains its student as often as the base does: where `student_steps` is sampled, `rounds` follows.
-    The learning rates' horizon is that whole run, however early a scheduler may end it.
-    """
-    over = parse.merge(plan.overrides, spaces.nested(sample))
-    if "student_steps" in sample:
-        over["rounds"] = math.ceil(budget(plan.base) / sample["student_steps"])
-    return resolve.resolve(plan.recipe, plan.file, over)
-
-
-def bookkeeping(config: Config, plan: Plan) -> Config:
-    """The run as a trial: judged REPORTS times, each with a checkpoint, a child of the sweep.
-
-    Only fields that do not change the result. Pictures and models would cost more than they tell.
-    """
-    every = math.ceil(config.rounds / REPORTS)
-    over = {
-        "evaluate_every": every,
-        "checkpoint": {"every": every, "keep": REPORTS + 1 if plan.scheduler == "pbt" else 2},
-        "log_every": min(config.log_every, every),
-        "pictures": False,
-        "tracking": {"parent": plan.parent, "model": False},
-    }
-    return build(parse.merge(to_dict(config), over))
-
-
 def identity(plan: Plan) -> str:
-    """Eight hexadecimal digits over what determines which trials a sweep makes."""
+    """Eight hexadecimal digits of a hash over everything that determines the trials."""
     return hashlib.sha256(json.dumps(_determining(plan), sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -248,29 +230,31 @@ def _determining(plan: Plan) -> dict[str, Any]:
         "config": kept,
         "space": spaces.to_plain(plan.space),
         **{name: getattr(plan, name) for name in ("objective", "searcher", "scheduler", "trials")},
-        **({"probe": probe.load(probe.of(plan.probe)).sha256} if plan.probe else {}),
+        **({"probe": probe.load(probe.file_in(plan.probe)).sha256} if plan.probe else {}),
     }
 
 
 def record(plan: Plan, resume: bool) -> None:
-    """Writes sweep.json into a fresh folder, or checks that the one there is this very sweep."""
+    """Writes sweep.json into a new folder, or raises UserError unless the existing one describes the same sweep."""
     file = plan.folder / "sweep.json"
-    content = {"schema": 1, "metric": plan.metric, "objective_in_words": plan.words, **_determining(plan)}
+    content = {"schema": 1, "metric": plan.metric, "objective_in_words": plan.objective_text, **_determining(plan)}
     if not file.exists():
         if plan.folder.exists() and (found := sorted(p.name for p in plan.folder.iterdir() if p.name[0] != ".")):
-            raise UserError(f"{plan.folder} holds something else ({found[0]}): give another --output")
+            raise UserError(f"{plan.folder} holds other files ({found[0]}): give another --output")
         if resume:
-            raise UserError(f"--resume: there is no sweep in {plan.folder}; leave --resume out to begin it")
+            raise UserError(f"--resume: there is no sweep in {plan.folder}: leave --resume out to start it")
         files.write(file, json.dumps(content, indent=1) + "\n")
         return
     try:
-        there = json.loads(file.read_text())
+        recorded = json.loads(file.read_text())
+        if not isinstance(recorded, dict):
+            raise ValueError(f"{type(recorded).__name__} instead of an object")
     except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read: {error}") from None
-    mine = json.loads(json.dumps(content))
-    if differing := [key for key in mine if there.get(key) != mine[key]]:
+        raise UserError(f"{file} cannot be read ({error}): restore it, or give another --output") from None
+    given = json.loads(json.dumps(content))
+    if differing := [key for key in given if recorded.get(key) != given[key]]:
         key = differing[0]
-        raise UserError(f"{plan.folder} belongs to another sweep ({_change(key, there.get(key), mine[key])}): "
+        raise UserError(f"{plan.folder} belongs to another sweep ({_change(key, recorded.get(key), given[key])}): "
                         "give another --output")  # fmt: skip
     if not resume:
         raise UserError(f"{plan.folder} holds this sweep already: --resume continues it, or give another --output")
@@ -280,4 +264,4 @@ def _change(key: str, old: Any, new: Any) -> str:
     if isinstance(old, dict) and isinstance(new, dict):
         inner = next(name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name))
         return _change(inner, old.get(inner), new.get(inner))
-    return f"{key} is {old!r} there, {new!r} here"
+    return f"{key} is {old!r} in the folder, {new!r} in this command"

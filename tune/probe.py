@@ -1,14 +1,16 @@
-"""The frozen probe: generated images on which all students of a sweep are compared with the teacher, without data.
+"""The probe: a fixed set of generated images on which the students of a sweep are compared with the teacher.
 
-They come from the recipe's default run, at four times of it, so that neither early noise nor the last generator alone
-decides; they are spread over the classes that the teacher sees in them. Made once, hashed, and the same for all trials.
+It needs no data. The images come from the default run (the recipe without a sample), at four points of that run, so
+that they show neither early noise alone nor the last generator alone. They are balanced over the classes that the
+teacher predicts. The probe is made once, its hash is recorded, and all trials use it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,139 +32,155 @@ from harness.training.inversion import inverts
 from harness.training.pool import PREFIX, Pool
 
 SHARES = (0.10, 0.25, 0.50, 1.0)
-"""Of the default run's rounds: when its generator makes its part of the probe."""
+"""Shares of the default run after which its generator makes a part of the probe."""
 
 NUM_IMAGES, MAX_BYTES = 2048, 64 * 2**20
-"""Images of the whole probe at most, and what they may weigh."""
+"""The largest number of images in the probe, and their largest size in memory."""
 
 CANDIDATES = 4
-"""Images made for each one that is kept: from so many the classes are balanced."""
+"""Images generated for each image kept: the classes are balanced by selection."""
 
 SAME_TEACHER = 0.99
-"""Least agreement of a teacher with its own answers on the probe: in batches of another size it rounds otherwise."""
+"""The lowest agreement of a teacher with its own stored predictions: another batch size changes the rounding."""
 
-CHECKPOINTS = 20
-"""Checkpoints of the default run; the times above fall on them."""
+NUM_CHECKPOINTS = 20
+"""Checkpoints of the default run. The parts of the probe are made at some of them."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Images [N, C, H, W] as the networks take them, and the classes the teacher names: [N], or maps [N, H, W]."""
+    """The images, the teacher's predictions for them, and the hash of the file."""
 
     images: Tensor
-    answers: Tensor
+    """[N, C, H, W], normalised as the networks expect."""
+    predictions: Tensor
+    """Class indices [N], or maps of them [N, H, W]."""
     sha256: str
 
 
 def stages(rounds: int) -> dict[int, float]:
-    """{round: share} at which the probe's parts are made: checkpoints of the default run."""
+    """{round: share of the run} at which the parts of the probe are made, each at a checkpoint of the default run."""
     every = interval(rounds)
     return {rounds if share == 1 else max(1, round(share * rounds / every)) * every: share for share in SHARES}
 
 
 def interval(rounds: int) -> int:
     """Rounds between two checkpoints of the default run."""
-    return max(1, rounds // CHECKPOINTS)
+    return max(1, rounds // NUM_CHECKPOINTS)
 
 
 def collect(config: Config, run: Path, folder: Path) -> None:
-    """Makes the parts whose checkpoints are in the default run's folder, unless they are made; the probe with the last.
+    """Makes each missing part of the probe whose checkpoint exists, and the probe once all parts exist.
 
-    `config` is the default run's. To be called whenever a checkpoint may have come: only the latest are kept.
+    `config` and `run` are the configuration and the folder of the default run. Call this after each checkpoint, because
+    a run keeps only the latest ones.
     """
     target = folder / "probe.safetensors"
     for round_index in stages(config.rounds):
         checkpoint, part = run / "checkpoints" / f"round-{round_index:08d}.safetensors", _part(folder, round_index)
         if not target.exists() and checkpoint.exists() and not part.exists():
-            images, answers = _make(config, checkpoint, round_index)
-            files.write(part, save({"images": images, "answers": answers}))
+            images, predictions = _make_part(config, checkpoint, round_index)
+            files.write(part, save({"images": images, "answers": predictions}))
     parts = [_part(folder, round_index) for round_index in stages(config.rounds)]
     if target.exists() or not all(part.exists() for part in parts):
         return
-    read = [_read(part) for part in parts]
-    content = {"images": torch.cat([images for images, _ in read]), "answers": torch.cat([a for _, a in read])}
-    files.write(target, save(content))
-    counts = torch.bincount(_main_class(content["answers"]), minlength=config.classes).tolist()
-    account = {"sha256": sha256(target), "rounds": list(stages(config.rounds)), "images": sum(counts),
-               "images_by_class": counts}  # fmt: skip
-    files.write(folder / "probe.json", json.dumps(account, indent=1) + "\n")
+    images, predictions = (torch.cat(tensors) for tensors in zip(*map(_read, parts), strict=True))
+    content = save({"images": images, "answers": predictions})
+    counts = torch.bincount(_main_class(predictions), minlength=config.classes).tolist()
+    summary = {
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "rounds": list(stages(config.rounds)),
+        "images": sum(counts),
+        "images_by_class": counts,
+    }
+    files.write(folder / "probe.json", json.dumps(summary, indent=1) + "\n")
+    files.write(target, content)  # after probe.json, without which it could not be read
     for part in parts:
         part.unlink()
 
 
-def of(sweep: Path) -> Path:
-    """The probe's file in a sweep's folder."""
+def file_in(sweep: Path) -> Path:
+    """The path of the probe in a sweep's folder."""
     return sweep / "probe" / "probe.safetensors"
 
 
 def check(sweep: Path, config: Config) -> None:
-    """UserError where another sweep's probe does not suit a run: other images, or another teacher's answers."""
-    found = load(of(sweep))
+    """Raises UserError if another sweep's probe does not fit a run: another image shape or another teacher."""
+    found = load(file_in(sweep))
     given, expected = tuple(found.images.shape[1:]), image_shape(config)
     if given != expected:
-        raise UserError(f"--probe {sweep}: its images are {given}, this run's {expected}: give a probe of this recipe")
-    if (same := judge(found, config.batch_size)(roles.teacher(config))) < SAME_TEACHER:
-        raise UserError(f"--probe {sweep}: its answers are another teacher's, who says the same of {same:.0%}")
+        raise UserError(
+            f"--probe {sweep}: its images are {given}, this recipe's are {expected}: give the folder of a sweep of "
+            "this recipe"
+        )
+    if (same := agreement(found, roles.teacher(config), config.batch_size)) < SAME_TEACHER:
+        raise UserError(
+            f"--probe {sweep}: its predictions are another teacher's (this teacher agrees with {same:.0%}): give the "
+            "folder of a sweep with this teacher"
+        )
 
 
-def adopt(sweep: Path, target: Path) -> None:
-    """Takes over another sweep's probe, with its account, unless there is one."""
+def copy(sweep: Path, target: Path) -> None:
+    """Copies another sweep's probe and its probe.json, unless the probe exists already."""
     if not target.exists():
-        for name in ("probe.json", target.name):  # the probe last: where it is, its account is
-            files.write(target.with_name(name), of(sweep).with_name(name).read_bytes())
+        for name in ("probe.json", target.name):  # the probe last: if it exists, so does probe.json
+            files.write(target.with_name(name), file_in(sweep).with_name(name).read_bytes())
 
 
 def load(path: Path) -> Probe:
-    """The probe; UserError where it is missing or is not the file that probe.json describes."""
+    """Reads the probe; UserError if it is missing or its hash is not the one in probe.json."""
     try:
         recorded = json.loads((path.parent / "probe.json").read_text())["sha256"]
         found = sha256(path)
-        images, answers = _read(path)
+        images, predictions = _read(path)
     except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path}: the probe cannot be read ({error}); every node must see the sweep's folder") from None
+        raise UserError(f"{path}: the probe cannot be read ({error}); every node needs the sweep's folder") from None
     if found != recorded:
-        raise UserError(f"{path} is not the probe this sweep began with: put that one back, or begin another sweep")
-    return Probe(images, answers, found)
+        raise UserError(f"{path} has changed since the sweep began: restore the file, or start another sweep")
+    return Probe(images, predictions, found)
 
 
-def judge(probe: Probe, batch_size: int) -> Callable[[nn.Module], float]:
-    """A function from a student to its agreement with the teacher on the probe: the mean over the teacher's classes.
+def agreement(probe: Probe, student: nn.Module, batch_size: int) -> float:
+    """The student's agreement with the teacher on the probe: the share of equal predictions, averaged over classes.
 
-    The mean over classes gives each the same say where balancing by image cannot: in maps, and for rare classes.
+    Each class that the teacher predicts has the same weight. Balancing the images cannot give that for label maps or
+    for rare classes.
     """
-
-    def agreement(student: nn.Module) -> float:
-        weights = next(student.parameters())
-        with evaluating([student]):
-            batches = (x.to(weights.device, weights.dtype) for x in probe.images.split(batch_size))
-            said = torch.cat([student(x).argmax(1).cpu() for x in batches])
-        same = (said == probe.answers).double()
-        truth = probe.answers.long().flatten()
-        count = torch.bincount(truth).double()
-        hits = torch.bincount(truth, weights=same.flatten())
-        return float((hits[count > 0] / count[count > 0]).mean())
-
-    return agreement
+    weights = next(student.parameters())
+    with evaluating([student]):
+        batches = (x.to(weights.device, weights.dtype) for x in probe.images.split(batch_size))
+        predicted = torch.cat([student(x).argmax(1).cpu() for x in batches])
+    equal = (predicted == probe.predictions).double().flatten()
+    classes = probe.predictions.long().flatten()
+    count = torch.bincount(classes).double()
+    num_equal = torch.bincount(classes, weights=equal)
+    return float((num_equal[count > 0] / count[count > 0]).mean())
 
 
 def restored(module: nn.Module, checkpoint: Path, name: str) -> nn.Module:
-    """A fresh network with the weights that the player `name` has in a checkpoint, on a GPU where there is one."""
-    prefix = f"{name}/model/"
+    """Loads the weights of the player `name` from a checkpoint into `module`, and moves it to the GPU if there is one.
+
+    If the run averages this player's weights, these are the averages, as in the run's evaluations and its result.
+    """
+    state: dict[str, Tensor] = {}
     with safetensors.safe_open(checkpoint, framework="pt") as file:
-        keys = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118 - not a dictionary
-        module.load_state_dict({key.removeprefix(prefix): file.get_tensor(key) for key in keys})
+        for prefix in (f"{name}/model/", f"{name}/average/"):
+            keys = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118 - not a dictionary
+            state |= {key.removeprefix(prefix): file.get_tensor(key) for key in keys}
+    module.load_state_dict(state)
     return module.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def last_checkpoint(run: Path) -> Path | None:
-    """The latest checkpoint of a run folder."""
+    """The latest checkpoint in a run folder; None if there is none."""
     return max((run / "checkpoints").glob("round-*.safetensors"), default=None)
 
 
 def generated(config: Config, checkpoint: Path, *keys: int | str) -> Iterator[Tensor]:
-    """Endless batches of images from the generator of a checkpoint, normalising as in training, or from its pool.
+    """Yields batches of images [B, C, H, W] without end, from the generator in a checkpoint, in train mode.
 
-    The pool it is where a method makes each batch by many steps: no generator of all of them is left.
+    For methods that optimise each batch by many steps the images come from the checkpoint's pool: such a run has no
+    generator that makes all of its images. `keys` select other latents.
     """
     if inverts(METHODS[config.method].turns(config)):
         yield from _pooled(config, checkpoint, *keys)
@@ -178,7 +196,7 @@ def generated(config: Config, checkpoint: Path, *keys: int | str) -> Iterator[Te
 
 
 def _pooled(config: Config, checkpoint: Path, *keys: int | str) -> Iterator[Tensor]:
-    """Endless batches of images from the pool of a checkpoint."""
+    """Yields batches of images without end, drawn from the pool in a checkpoint."""
     pool = Pool(config, Runtime(config), fresh=())
     with safetensors.safe_open(checkpoint, framework="pt") as file:
         names = [name for name in file.keys() if name.startswith(PREFIX)]  # noqa: SIM118 - not a dictionary
@@ -187,31 +205,30 @@ def _pooled(config: Config, checkpoint: Path, *keys: int | str) -> Iterator[Tens
         yield pool.sample(config.batch_size, *keys, index)
 
 
-def _make(config: Config, checkpoint: Path, round_index: int) -> tuple[Tensor, Tensor]:
-    """One generator's part: as many images of each class as there are, up to an equal share."""
-    source = generated(config, checkpoint, "probe", round_index)
+def _make_part(config: Config, checkpoint: Path, round_index: int) -> tuple[Tensor, Tensor]:
+    """One generator's part, images and predictions: an equal number of each class, or fewer if it made fewer."""
+    batches = generated(config, checkpoint, "probe", round_index)
     teacher = roles.teacher(config)
-    first = next(source)
-    teacher = teacher.to(first.device)
-    wanted = min(NUM_IMAGES, MAX_BYTES // (first[0].numel() * 4)) // len(SHARES)
-    kept_images, kept_answers = [], []
-    left = torch.full((config.classes,), max(1, wanted // config.classes))
+    x = next(batches)
+    teacher = teacher.to(x.device)
+    num_images = min(NUM_IMAGES, MAX_BYTES // (x[0].numel() * 4)) // len(SHARES)
+    kept_images, kept_predictions = [], []
+    left = torch.full((config.classes,), max(1, num_images // config.classes))
     with evaluating([teacher]):
-        x = first
-        for _ in range(-(-CANDIDATES * wanted // config.batch_size)):
-            answers = teacher(x).argmax(1).cpu()
-            for image, answer, main in zip(x.cpu(), answers, _main_class(answers).tolist(), strict=True):
+        for _ in range(-(-CANDIDATES * num_images // config.batch_size)):
+            predictions = teacher(x).argmax(1).cpu()
+            for image, predicted, main in zip(x.cpu(), predictions, _main_class(predictions).tolist(), strict=True):
                 if left[main] > 0:
                     left[main] -= 1
                     kept_images.append(image.float().contiguous())
-                    kept_answers.append(answer)
-            x = next(source)
-    return torch.stack(kept_images), torch.stack(kept_answers).to(torch.int16)
+                    kept_predictions.append(predicted)
+            x = next(batches)
+    return torch.stack(kept_images), torch.stack(kept_predictions).to(torch.int16)
 
 
-def _main_class(answers: Tensor) -> Tensor:
-    """The class an image is counted for: its own, or the most frequent of its map."""
-    return answers.long() if answers.dim() == 1 else answers.long().flatten(1).mode(1).values
+def _main_class(predictions: Tensor) -> Tensor:
+    """The class [N] that each image counts for: the predicted one, or the most frequent one of a map."""
+    return predictions.long() if predictions.dim() == 1 else predictions.long().flatten(1).mode(1).values
 
 
 def _part(folder: Path, round_index: int) -> Path:

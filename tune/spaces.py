@@ -1,4 +1,4 @@
-"""Search spaces: {dotted config path: distribution}. Three are shipped; a YAML file holds one of one's own.
+"""Search spaces: {dotted path of the configuration: distribution}. Three are built in; a YAML file can hold another.
 
 weights.adversarial: {log_uniform: [0.1, 10]}
 student_steps: {choice: [1, 2, 5, 10]}
@@ -21,37 +21,37 @@ Kind = Literal["uniform", "log_uniform", "integer", "log_integer", "choice"]
 KINDS = get_args(Kind)
 
 GRID_POINTS = 3
-"""Values that a grid takes of a distribution over numbers, both ends among them."""
+"""Points of a grid on a distribution over numbers, including both ends."""
 
 FIXED = {
-    "schema": "it is no setting",
+    "schema": "it is the version of the file format",
     "task": "a sweep belongs to one recipe",
     "recipe": "a sweep belongs to one recipe",
-    "method": "other settings follow from it; sweep each method by itself",
-    "variant": "other settings follow from it; sweep each variant by itself",
-    "seed": "the best of several seeds is luck; --retrain repeats the best configuration over seeds",
-    "rounds": "it is the budget of a trial; give rounds=N",
-    "classes": "all trials are judged on one probe",
-    "precision": "all trials compute alike",
-    "teacher": "all trials learn from one teacher",
-    "teach": "all trials learn from one teacher",
-    "input": "all trials are judged on one probe",
-    "data": "all trials are judged on the same data",
+    "method": "other settings depend on it; run a sweep for each method",
+    "variant": "other settings depend on it; run a sweep for each variant",
+    "seed": "the best of several seeds is chance; --retrain repeats the best configuration with several seeds",
+    "rounds": "it is the length of a trial; give rounds=N",
+    "classes": "all trials are evaluated on the same probe",
+    "precision": "all trials use the same precision",
+    "teacher": "all trials have the same teacher",
+    "teach": "all trials have the same teacher",
+    "input": "all trials are evaluated on the same probe",
+    "data": "all trials are evaluated on the same data",
 }
-"""Paths and groups that no space may hold, and why."""
+"""Paths and groups of fields that a space cannot contain, and why."""
 
 
 @dataclass(frozen=True)
 class Distribution:
-    """What the values of one path are drawn from."""
+    """The distribution of the values of one path."""
 
     kind: Kind
-    """Numbers evenly or by their logarithm, whole numbers likewise, or listed values."""
+    """`uniform` and `log_uniform` numbers, `integer` and `log_integer` whole numbers, or a `choice` of values."""
     values: tuple[Any, ...]
-    """[low, high], both included, or the choices."""
+    """(low, high), both included, or the choices."""
 
     def grid(self) -> list[Any]:
-        """The choices, or `GRID_POINTS` numbers from low to high, evenly spaced on the distribution's own scale."""
+        """The choices, or GRID_POINTS numbers from low to high at equal distances, logarithmic ones on that scale."""
         if self.kind == "choice":
             return list(self.values)
         low, high = (math.log(value) if self.kind.startswith("log_") else value for value in self.values)
@@ -70,7 +70,7 @@ def _log(low: float, high: float) -> Distribution:
 
 
 def _loss_weights() -> Space:
-    """The weights of the generator's terms, around those of the literature (docs/method.md)."""
+    """The weights of the generator's loss terms, around the values of the literature (docs/method.md)."""
     return {
         "weights.adversarial": _log(0.1, 10.0),
         "weights.batch_norm": _log(0.01, 10.0),
@@ -80,7 +80,7 @@ def _loss_weights() -> Space:
 
 
 def _turns() -> Space:
-    """Student turns for each generator turn, and both learning rates."""
+    """The student turns in a round, and both learning rates."""
     return {
         "student_steps": Distribution("choice", (1, 2, 5, 10)),
         "student.lr": _log(0.01, 0.5),
@@ -89,25 +89,27 @@ def _turns() -> Space:
 
 
 def _everything() -> Space:
-    """Both, and the forms of the losses."""
-    forms: Space = {
+    """Both spaces, the forms of the losses, and the size of the latent vector."""
+    others: Space = {
         "discrepancy": Distribution("choice", ("l1", "mse", "kl", "js")),
         "batch_norm_form": Distribution("choice", ("norm", "kl")),
         "generator.latent_size": Distribution("choice", (32, 64, 128, 256)),
     }
-    return {**_loss_weights(), **_turns(), **forms}
+    return {**_loss_weights(), **_turns(), **others}
 
 
 SPACES = {"loss_weights": _loss_weights, "turns": _turns, "everything": _everything}
 
 
 def find(name: str) -> Space:
-    """A shipped space, or the one in a YAML file; UserError where there is neither, or the file is no space."""
+    """The built-in space of that name, or the one in that YAML file; UserError if there is none or it is not valid."""
     if name in SPACES:
         return SPACES[name]()
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
-        raise UserError(f"--space {name!r}: no such space{nearest(name, SPACES)}; or give a YAML file")
+        raise UserError(
+            f"--space {name!r}: no such space{nearest(name, SPACES)}: give one of {', '.join(SPACES)}, or a YAML file"
+        )
     content = _read(path)
     return {str(key): _distribution(f"--space {path}: {key}", value) for key, value in content.items()}
 
@@ -119,7 +121,7 @@ def _read(path: Path) -> Mapping[Any, Any]:
         content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)  # reads 1e-3 as a number, unlike PyYAML
     except OSError as error:
         raise UserError(f"--space {path}: cannot be read ({error.strerror or error})") from None
-    except Exception as error:  # yaml's errors have no common base with OmegaConf's
+    except Exception as error:  # the errors of yaml and of OmegaConf have no common base class
         raise UserError(f"--space {path}: not a readable YAML file: {str(error).strip().splitlines()[0]}") from None
     if not isinstance(content, Mapping) or not content:
         raise UserError(f"--space {path}: expected lines of `path: {{distribution: values}}`")
@@ -127,7 +129,7 @@ def _read(path: Path) -> Mapping[Any, Any]:
 
 
 def _distribution(name: str, content: object) -> Distribution:
-    """{kind: values} as a Distribution; UserError says what is wrong with it."""
+    """{kind: values} as a Distribution; UserError if it is not one."""
     if not isinstance(content, Mapping) or len(content) != 1:
         raise UserError(f"{name}: {content!r}: expected one of {', '.join(KINDS)}, as {{log_uniform: [0.1, 10]}}")
     ((kind, values),) = content.items()
@@ -136,7 +138,7 @@ def _distribution(name: str, content: object) -> Distribution:
     if kind == "choice":
         plain = (type(None), bool, int, float, str)
         if not isinstance(values, list) or len(values) < 2 or not all(isinstance(value, plain) for value in values):
-            raise UserError(f"{name}: choice {values!r}: expected a list of at least two numbers, words or booleans")
+            raise UserError(f"{name}: choice {values!r}: expected a list of at least two numbers, texts or booleans")
         return Distribution(kind, tuple(values))
     number = int if kind.endswith("integer") else (int, float)
     if not (isinstance(values, list) and len(values) == 2
@@ -145,14 +147,14 @@ def _distribution(name: str, content: object) -> Distribution:
         raise UserError(f"{name}: {kind} {values!r}: expected [low, high], two {what}")
     low, high = values
     if not low < high:
-        raise UserError(f"{name}: {kind} {values!r}: expected the low end first, below the high end")
+        raise UserError(f"{name}: {kind} {values!r}: expected [low, high] with low below high")
     if kind.startswith("log_") and low <= 0:
-        raise UserError(f"{name}: {kind} {values!r}: a logarithmic scale has no {low!r}; start above 0, or use uniform")
+        raise UserError(f"{name}: {kind} {values!r}: a logarithmic scale needs a low end above 0; or use uniform")
     return Distribution(kind, (low, high) if kind.endswith("integer") else (float(low), float(high)))
 
 
 def check(space: Space, config: Config) -> None:
-    """UserError for a path that there is not or that may not be searched, or a value that the field does not take."""
+    """Raises UserError for a path that is unknown or cannot be searched, and for values that do not fit the field."""
     known = list(parse.paths(Config))
     base = to_dict(config)
     for path, distribution in space.items():
@@ -162,16 +164,16 @@ def check(space: Space, config: Config) -> None:
         if reason := FIXED.get(path, FIXED.get(group)):
             raise UserError(f"space: {path} cannot be searched: {reason}")
         if group in BOOKKEEPING:
-            raise UserError(f"space: {path} cannot be searched: it does not change a run's result")
-        for value in _probes(distribution):
+            raise UserError(f"space: {path} cannot be searched: it does not change the result of a run")
+        for value in _samples(distribution):
             try:
                 build(parse.merge(base, nested({path: value})))
             except UserError as error:
                 raise UserError(f"space: {path}: {distribution.kind} does not fit the field: {error}") from None
 
 
-def _probes(distribution: Distribution) -> list[Any]:
-    """Values that show whether a field takes the distribution: the choices, or both ends and one between."""
+def _samples(distribution: Distribution) -> list[Any]:
+    """Values that show whether a distribution fits its field: the choices, or both ends and one value between them."""
     if distribution.kind == "choice":
         return list(distribution.values)
     low, high = distribution.values
@@ -179,7 +181,7 @@ def _probes(distribution: Distribution) -> list[Any]:
 
 
 def nested(sample: Mapping[str, Any]) -> dict[str, Any]:
-    """{dotted path: value} as an overlay; null is a value like any other."""
+    """{dotted path: value} as a nested overlay; None is kept as a value."""
     overlay: dict[str, Any] = {}
     for path, value in sample.items():
         for name in reversed(path.split(".")):
@@ -189,11 +191,11 @@ def nested(sample: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def grid(space: Space) -> list[dict[str, Any]]:
-    """Every combination of the grid's values."""
+    """All combinations of the grid points of each path."""
     axes = [distribution.grid() for distribution in space.values()]
     return [dict(zip(space, values, strict=True)) for values in itertools.product(*axes)]
 
 
 def to_plain(space: Space) -> dict[str, dict[str, list[Any]]]:
-    """The space as it stands in a file."""
+    """The space in the form of the YAML file."""
     return {path: {distribution.kind: list(distribution.values)} for path, distribution in space.items()}

@@ -1,15 +1,11 @@
-"""One trial: a sample of the space laid over the recipe, run by `harness.training.distill.rounds`. Knows no Ray.
+"""The runs of a sweep: a trial, the default run, a repetition over seeds. Each is `harness.training.distill.rounds`.
 
-A trial's state is its run folder: the same call goes on in it, wherever and however often it was interrupted.
+The state of a run is its run folder: the same call continues in it after an interruption. This module does not use Ray.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import os
-import shutil
-import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -18,222 +14,127 @@ from typing import Any
 
 from torch import nn
 
-from harness import config as config_module
-from harness import files, tracking
-from harness.config import Config, build, to_dict
-from harness.config.parse import merge
+from harness.config import Config
 from harness.errors import Diverged, UserError
-from harness.methods.terms import weight_at
 from harness.networks import roles
-from harness.run import folder as run_folder
-from harness.run import metrics
 from harness.training import distill
-from tune import probe as probes
-from tune.plan import PROBE, REPORTS, Plan, bookkeeping, configuration, oracle
+from tune import configs, population, probe, run_folders
+from tune.plan import PROBE_METRIC, Plan, oracle_metric
+from tune.population import Origin
 
 
 @dataclass(frozen=True)
-class Origin:
-    """A state to go on from: a trial's own, or another's whose place in the population it takes."""
-
-    folder: str
-    round: int
-
-
-@dataclass(frozen=True)
-class Standing:
-    """How a trial stands when it is judged."""
+class TrialResult:
+    """One result of a trial, as it is reported to Ray Tune: the scores of its student after an evaluation."""
 
     objective: float
-    """What the sweep maximises; 0, the least there is, for one that failed."""
+    """What the sweep maximises; 0, the lowest value, for a trial that failed."""
     student_updates: int
+    """Updates of the student so far, the time axis of the schedulers."""
     round: int
     folder: str
+    """The run folder."""
     outcome: str | None = None
-    """`finished`, or `failed`; None while it runs."""
+    """`finished` or `failed`; None while the trial runs."""
     error: str | None = None
+    """Why it failed."""
     agreement: float | None = None
-    """On the probe."""
+    """Agreement with the teacher on the probe."""
     oracle: float | None = None
-    """On real data, where there is some."""
+    """The task's metric on real data, if there is data."""
 
 
-Standings = Generator[Standing, None, None]
+Results = Generator[TrialResult, None, None]
 
 
 def rank() -> int:
-    """The index of this process among those that play a run; 0 speaks for all."""
+    """The rank of this process in the run. Only rank 0 reads and writes the run folder."""
     return int(os.environ.get("RANK", "0"))
 
 
-def standings(plan: Plan, config: Config, path: Path) -> Standings:
-    """This process's part of a trial: a Standing at each of its judgements, on rank 0; nothing on others."""
+def train_here(plan: Plan, config: Config, path: Path) -> Results:
+    """Trains this process's part of a trial. Yields a result after each evaluation on rank 0, none on other ranks."""
     if rank() == 0:
-        _await_closed(path)
-    with closing(distill.rounds(config, path, judge=judge(plan, config))) as reports:
+        population.wait_until_closed(path)
+    with closing(distill.rounds(config, path, judge=probe_metric(plan, config))) as reports:
         for report in reports:
             if rank() > 0:
                 continue
             if report.result is not None:
-                yield _standing(plan, config, path, report.round, final_values(path), "finished")
+                values = run_folders.final_values(path)
+                yield _result(plan, config, path, report.round, values, "finished")
             elif report.round % config.evaluate_every == 0 and report.round < config.rounds:
-                yield _standing(plan, config, path, report.round, report.values)
+                yield _result(plan, config, path, report.round, report.values)
 
 
-Play = Callable[[Plan, Config, Path], Standings]
-"""How a trial's processes play it: `standings` where there is one."""
+Train = Callable[[Plan, Config, Path], Results]
+"""Trains a trial and yields its results: `train_here`, or that function in each of several processes."""
 
 
 def run(
-    plan: Plan, trial_id: str, sample: dict[str, Any], origin: Origin | None = None, play: Play = standings
-) -> Standings:
-    """The trial, a Standing at each of its judgements, each with a checkpoint; the last has an outcome.
+    plan: Plan, trial_id: str, sample: dict[str, Any], origin: Origin | None = None, train: Train = train_here
+) -> Results:
+    """Runs a trial. Yields a result after each evaluation and its checkpoint; the last result has an outcome.
 
-    A loss that is not finite, or a configuration that cannot be run, ends this trial alone.
+    A loss that is not finite and a configuration that cannot run make this trial fail, not the sweep.
     """
     path, config = plan.trials_folder / trial_id, None
     try:
-        config = bookkeeping(configuration(plan, sample), plan)
+        config = configs.of_trial(plan, sample)
         if plan.scheduler == "pbt":
-            config, path = lineage(plan, config, path, origin)
-        yield from play(plan, config, path)
+            config, path = population.branch(plan, config, path, origin)
+        yield from train(plan, config, path)
     except (Diverged, UserError) as error:
-        done = last_round(path)
+        done = run_folders.last_round(path)
         updates = done * config.student_steps if config else 0
-        yield Standing(0.0, updates, done, str(path), "failed", str(error))
+        yield TrialResult(0.0, updates, done, str(path), "failed", str(error))
 
 
-def standing(plan: Plan, config: Config, path: Path) -> Standing | None:
-    """How a trial stood at its last judgement, from its folder; None where there was none."""
-    rows = metrics.read(path / "metrics.jsonl") if (path / "metrics.jsonl").exists() else []
-    judged = [row for row in rows if plan.metric in row]
-    return _standing(plan, config, path, judged[-1]["round"], judged[-1]) if judged else None
+def last_result(plan: Plan, config: Config, path: Path) -> TrialResult | None:
+    """The result of the last evaluation in a run folder; None if there was no evaluation."""
+    rows = [row for row in run_folders.rows(path) if row.get(plan.metric) is not None]
+    return _result(plan, config, path, rows[-1]["round"], rows[-1]) if rows else None
 
 
-def _standing(
+def _result(
     plan: Plan, config: Config, path: Path, round_index: int, values: Mapping[str, Any], outcome: str | None = None
-) -> Standing:
-    names = {"agreement": PROBE, "oracle": oracle(config)}
-    scores = {what: values.get(name) for what, name in names.items() if name}
+) -> TrialResult:
+    names = {"agreement": PROBE_METRIC, "oracle": oracle_metric(config)}
+    scores = {field: values.get(name) for field, name in names.items() if name}
     updates = round_index * config.student_steps
-    return Standing(float(values[plan.metric]), updates, round_index, str(path), outcome, **scores)
+    return TrialResult(float(values[plan.metric]), updates, round_index, str(path), outcome, **scores)
 
 
-def judge(plan: Plan, config: Config) -> Callable[[nn.Module], dict[str, float]]:
-    """What `rounds` asks about the student whenever an evaluation is due: its agreement on the sweep's probe."""
-    agreement = probes.judge(probes.load(plan.probe_file), config.batch_size)
-    return lambda student: {PROBE: agreement(student)}
+def probe_metric(plan: Plan, config: Config) -> Callable[[nn.Module], dict[str, float]]:
+    """The function that adds a student's agreement on the probe to the metrics of each evaluation."""
+    loaded = probe.load(plan.probe_file)
+    return lambda student: {PROBE_METRIC: probe.agreement(loaded, student, config.batch_size)}
 
 
-def final_values(path: Path) -> dict[str, Any]:
-    """All values of the last round of a run's metrics."""
-    rows = metrics.read(path / "metrics.jsonl")
-    return {name: value for row in rows if row["round"] == rows[-1]["round"] for name, value in row.items()}
-
-
-def last_round(path: Path) -> int:
-    """The last round that a run folder reports; 0 where there is none."""
-    rows = metrics.read(path / "metrics.jsonl") if (path / "metrics.jsonl").exists() else []
-    return int(rows[-1]["round"]) if rows else 0
-
-
-def default(plan: Plan) -> None:
-    """The recipe's defaults, run in the sweep's folder, and the probe out of it; what is there already is kept."""
-    config = plan.base
-    every = probes.interval(config.rounds)
-    over = {
-        "evaluate_every": math.ceil(config.rounds / 8),
-        "checkpoint": {"every": every, "keep": 2},
-        "log_every": every if config.log_every > every else math.gcd(every, config.log_every),
-        "tracking": {"parent": plan.parent, "model": False},
-    }
-    config = build(merge(to_dict(config), over))
-    path, target = plan.default_folder, plan.probe_file.parent
+def default_run(plan: Plan) -> None:
+    """Runs the recipe without a sample, and makes the probe from its checkpoints; existing files are kept."""
+    config, path, target = configs.of_default_run(plan), plan.default_folder, plan.probe_file.parent
     if rank() == 0:
-        probes.collect(config, path, target)
+        probe.collect(config, path, target)
     for _ in distill.rounds(config, path):
         if rank() == 0:
-            probes.collect(config, path, target)
+            probe.collect(config, path, target)
 
 
 def repeat(plan: Plan, config: Config, path: Path) -> dict[str, Any]:
-    """A whole run by itself, judged on the probe too, REPORTS times; its values, or the error that ended it."""
+    """Runs a configuration to its end, with evaluations on the probe; returns its final values, or {"error": ...}."""
+    config = configs.of_repetition(plan, config)
     try:
-        every = config.evaluate_every or math.ceil(config.rounds / REPORTS)
-        over = {"evaluate_every": every, "tracking": {"parent": plan.parent, "model": False}}
-        config = build(merge(to_dict(config), over))
-        for _ in distill.rounds(config, path, judge=judge(plan, config)):
+        for _ in distill.rounds(config, path, judge=probe_metric(plan, config)):
             pass
-        return final_values(path) if rank() == 0 else {}
+        return run_folders.final_values(path) if rank() == 0 else {}
     except Diverged as error:
         return {"error": str(error)}
 
 
 def student(config: Config, path: Path) -> nn.Module:
-    """The student as it stands in a run folder's last checkpoint; UserError where there is none."""
-    found = probes.last_checkpoint(path)
-    if found is None:
-        raise UserError(f"{path} holds no checkpoint yet")
-    return probes.restored(roles.student(config), found, "student")
-
-
-def lineage(plan: Plan, config: Config, path: Path, origin: Origin | None) -> tuple[Config, Path]:
-    """Configuration and folder of a trial of a population that starts, goes on, or takes over another's state.
-
-    Weights that change during a run are a schedule: that of the state's origin, with the new values from its round on.
-    Each schedule is a run of its own, in a folder of its own, which begins with the origin's checkpoint.
-    """
-    if origin is None:
-        return config, path
-    recorded, _ = run_folder.read_config(Path(origin.folder))
-    weights = {
-        name: _schedule(getattr(recorded.weights, name), value, origin.round)
-        for name, value in vars(config.weights).items()
-    }
-    if weights == vars(recorded.weights) and Path(origin.folder).name.startswith(path.name):
-        return dataclasses.replace(config, weights=recorded.weights), Path(origin.folder)
-    config = build(merge(to_dict(config), {"weights": weights}))
-    branch = path.with_name(f"{path.name}-{config_module.identity(config)}")
-    if not branch.exists():
-        _await_closed(path)
-        _await_note(path / "mlflow.json", config)
-        _graft(Path(origin.folder), origin.round, config, branch, path / "mlflow.json")
-    return config, branch
-
-
-def _await_closed(path: Path) -> None:
-    """Until nobody is in a run folder: a thread that was stopped at its last judgement may still close its record."""
-    if path.exists():
-        with files.lock(path / ".lock", wait=True):
-            pass
-
-
-def _await_note(note: Path, config: Config) -> None:
-    """Until the thread that opens MLflow has noted the trial's run, a minute at most: a slow store outlasts a close."""
-    end = time.monotonic() + 60
-    while config.tracking.uri != tracking.OFF and not note.exists() and time.monotonic() < end:
-        time.sleep(0.1)
-
-
-def _schedule(old: Any, new: Any, round_index: int) -> Any:
-    """A weight that was `old` and is `new` from a round on."""
-    if new == weight_at(old, round_index):
-        return old
-    before = old if isinstance(old, list) else [[0, old]]
-    return [*([start, value] for start, value in before if start < round_index), [round_index, new]]
-
-
-def _graft(origin: Path, round_index: int, config: Config, branch: Path, note: Path) -> None:
-    """A run folder that stands where another stood after a round; `note` names the MLflow run to go on in."""
-    growing = branch.with_name(f".{branch.name}.{os.getpid()}")
-    shutil.rmtree(growing, ignore_errors=True)
-    growing.mkdir(parents=True)
-    run_folder.open_run(growing, config)
-    name = f"round-{round_index:08d}.safetensors"
-    (growing / "checkpoints").mkdir()
-    shutil.copy(origin / "checkpoints" / name, growing / "checkpoints" / name)
-    shutil.copy(origin / "metrics.jsonl", growing)
-    metrics.Log(growing / "metrics.jsonl", keep_through=round_index).close()
-    if note.exists():
-        shutil.copy(note, growing)
-    growing.replace(branch)
+    """The student in the last checkpoint of a run folder; UserError if there is no checkpoint."""
+    checkpoint = probe.last_checkpoint(path)
+    if checkpoint is None:
+        raise UserError(f"{path} has no checkpoint yet: resume the sweep")
+    return probe.restored(roles.student(config), checkpoint, "student")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.compare.groups import Comparison, Row
+from harness.compare.markdown import pipe_table
 from harness.compare.runs import SECONDS, TEACHER
 from harness.errors import UserError, nearest
 
@@ -66,10 +67,7 @@ def terminal(comparison: Comparison, width: int = UNBROKEN) -> str:
 def markdown(comparison: Comparison) -> str:
     """A pipe table, figures aligned to the right, its explanation below."""
     header, rows = _cells(comparison)
-    num_words = len(_paths(comparison))
-    rule = ["---"] * num_words + ["---:"] * (len(header) - num_words)
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in (header, *rows)]
-    return "\n".join([lines[0], "|" + "|".join(rule) + "|", *lines[1:], "", caption(comparison)])
+    return "\n".join([*pipe_table(header, rows, len(_paths(comparison))), "", caption(comparison)])
 
 
 def separated(comparison: Comparison) -> str:

@@ -1,7 +1,8 @@
-"""A student that waits in mid-trial where a file asks for it, so that a test ends processes when it likes.
+"""A student that waits in the middle of a trial, so that a test can end its process at a known point.
 
-For `student` the file `hold` in the folder of the command names the trial: 1 is the sweep's first. A `companion`, the
-first of two trials to get there, waits for the other to have reported. Who waits writes its process to `held`.
+A `student` waits while the file `hold` in the folder of the command has the number of its trial: 1 is the first. A
+`companion` waits in the first of two trials until the other one has reported. The file `held` has the id of a process
+that waits.
 """
 
 from __future__ import annotations
@@ -34,28 +35,26 @@ class Held(nn.Module):
             while self.calls > CALLS and self.waits():
                 own = Path(f"held.{os.getpid()}")
                 own.write_text(str(os.getpid()))
-                own.replace(
-                    "held"
-                )  # whole at every moment: who reads an empty file would kill process 0, its own group
+                own.replace("held")  # atomic: an empty file would be read as process 0, the test's own group
                 time.sleep(0.02)
         logits: Tensor = self.layers(x)
         return logits
 
 
-def _is_asked_for() -> bool:
+def _is_named() -> bool:
     hold = Path("hold")
     return hold.exists() and hold.read_text() == str(len(list(Path("sweep/trials").glob("*"))))
 
 
-def _is_alone() -> bool:
+def _is_first() -> bool:
     return len([log for log in Path("sweep/trials").glob("*/metrics.jsonl") if log.stat().st_size]) == 1
 
 
 def student(classes: int, channels: int) -> nn.Module:
-    """What `student.network` names."""
-    return Held(classes, channels, _is_asked_for)
+    """For `student.network`."""
+    return Held(classes, channels, _is_named)
 
 
 def companion(classes: int, channels: int) -> nn.Module:
-    """The same, of trials that run at once."""
-    return Held(classes, channels, _is_alone)
+    """For `student.network`, if two trials run at the same time."""
+    return Held(classes, channels, _is_first)

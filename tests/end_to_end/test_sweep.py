@@ -1,6 +1,6 @@
-"""`ddad sweep` with real Ray, recorded on a real MLflow server on loopback; and what it refuses before it begins.
+"""`ddad sweep` with real Ray and a real MLflow server on the loopback interface; and what it refuses before it starts.
 
-The command is given in this process: all of it but the start of the interpreter. test_sweep_faults.py has the process.
+The command runs in the process of the test. test_sweep_faults.py also starts it as a process.
 """
 
 from __future__ import annotations
@@ -29,44 +29,44 @@ from tests.end_to_end import held_network
 from tests.end_to_end.conftest import CPU, Ddad, Said, copy_teacher, rows, sha256
 from tests.helpers import environment
 
-PATIENCE = 1500.0
-"""Seconds a sweep may take before it counts as hung: Ray starts several processes, and others may use the machine."""
+TIMEOUT = 1500.0
+"""Seconds after which a sweep counts as hung: Ray starts several processes, and the machine may be busy."""
 
-pytestmark = pytest.mark.timeout(2 * PATIENCE)
+pytestmark = pytest.mark.timeout(2 * TIMEOUT)
 
 TINY = ("rounds=16", "batch_size=32", "student.network=cnn4", "generator.width=8", "pictures=false")
-"""A trial of seconds, with 8 judgements."""
+"""A trial of a few seconds, with 8 evaluations."""
 
 BARE = ("data.name=none", "teacher.network=cnn8", "teacher.checkpoint=untrained")
-"""Without data, whose metrics take seconds to import, and without a teacher of one's own."""
+"""No data, because its metrics take seconds to import, and no trained teacher."""
 
 RATES = "student.lr: {choice: [0.1, 1e-7, 1e30, 0.05]}\n"
-"""One that learns, one that does not, one whose loss is no number, one that learns."""
+"""Learning rates of a trial that learns, one that does not, one whose loss is not finite, and one that learns."""
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of an `mlflow server` of this module's own."""
-    place = tmp_path_factory.mktemp("server")
+    """The address of an `mlflow server` for this module."""
+    cwd = tmp_path_factory.mktemp("server")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    words = ["--backend-store-uri", f"sqlite:///{place}/mlflow.db", "--artifacts-destination", str(place / "artifacts")]
+    words = ["--backend-store-uri", f"sqlite:///{cwd}/mlflow.db", "--artifacts-destination", str(cwd / "artifacts")]
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (place / "log").open("w") as log:
+    with (cwd / "log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1", *words],
-            env=environment(quiet), cwd=place, stdout=log, stderr=log, start_new_session=True,
+            env=environment(quiet), cwd=cwd, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
     uri = f"http://127.0.0.1:{port}"
     try:
         end = time.monotonic() + 300
-        while True:  # until it answers from its store, which takes seconds more than to listen
+        while True:  # until it answers from its store, seconds after it listens
             try:
                 urllib.request.urlopen(f"{uri}/api/2.0/mlflow/experiments/search?max_results=1", timeout=60).close()
                 break
             except OSError:
-                assert process.poll() is None and time.monotonic() < end, (place / "log").read_text()
+                assert process.poll() is None and time.monotonic() < end, (cwd / "log").read_text()
                 time.sleep(0.05)
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "120")  # others may use the machine
@@ -78,23 +78,23 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Swept:
-    place: Path
+    cwd: Path
     uri: str
     said: Said
 
     @property
     def folder(self) -> Path:
-        return self.place / "sweep"
+        return self.cwd / "sweep"
 
     @property
     def trials(self) -> list[dict[str, Any]]:
-        """What became of the trials."""
+        """The records of the trials."""
         found: list[dict[str, Any]] = json.loads((self.folder / "trials.json").read_text())["trials"]
         return found
 
     @property
-    def entries(self) -> dict[float, dict[str, Any]]:
-        """The same by their learning rates."""
+    def by_rate(self) -> dict[float, dict[str, Any]]:
+        """The records by learning rate."""
         return {row["sample"]["student.lr"]: row for row in self.trials}
 
     def run(self, folder: str) -> Any:
@@ -106,7 +106,7 @@ class Swept:
 
     @property
     def children(self) -> dict[str, str]:
-        """{run id: status} of all runs below the sweep's own."""
+        """{run id: status} of all child runs of the sweep's run."""
         from mlflow import MlflowClient
 
         parent = self.run(".")
@@ -120,16 +120,16 @@ class Swept:
         return sorted(Path(each.path).name for each in MlflowClient(self.uri).list_artifacts(run.info.run_id, folder))
 
 
-def give(*words: str, place: Path) -> Said:
-    """`ddad WORDS` in a folder: the fixture `ddad` for those of a module."""
+def give(*words: str, cwd: Path) -> Said:
+    """`ddad WORDS` in a folder, in this process; for fixtures of a module."""
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         for name, value in CPU.items():
             patch.setenv(name, value)
-        patch.chdir(place)
+        patch.chdir(cwd)
         patch.setattr(sys, "argv", ["ddad", *words])
         with warnings.catch_warnings():
-            # Ray's own loggers of trials that a sweep does not play to their end.
+            # Ray does not close its log files of trials that did not finish.
             warnings.filterwarnings("ignore", "unclosed file .*/driver_artifacts/", ResourceWarning)
             with pytest.raises(SystemExit) as ended:
                 cli.main()
@@ -140,41 +140,41 @@ def give(*words: str, place: Path) -> Said:
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory, taught: tuple[Path, object], server: str) -> Swept:
-    """A grid of four trials under ASHA, one after the other; the best and the defaults repeated over two seeds."""
-    place = tmp_path_factory.mktemp("swept")
-    copy_teacher(taught[0], place)
-    (place / "rates.yaml").write_text(RATES)
+    """A grid of four trials with ASHA, one at a time; the best trial and the recipe repeated with two seeds."""
+    cwd = tmp_path_factory.mktemp("swept")
+    copy_teacher(taught[0], cwd)
+    (cwd / "rates.yaml").write_text(RATES)
     said = give(
         "sweep", "digits", "--space", "rates.yaml", "--searcher", "grid", "--parallel", "1", "--output", "sweep",
-        "--retrain", "0-1", *TINY, f"tracking.uri={server}", place=place,
+        "--retrain", "0-1", *TINY, f"tracking.uri={server}", cwd=cwd,
     )  # fmt: skip
     assert said.code == 0, said.err
-    return Swept(place, server, said)
+    return Swept(cwd, server, said)
 
 
 @pytest.mark.slow
-def test_each_trial_ends_as_what_happened_to_it(swept: Swept) -> None:
-    entries = swept.entries
-    assert set(entries) == {0.1, 1e-7, 1e30, 0.05}
-    assert entries[0.1]["outcome"] == "finished"
-    assert entries[0.1]["student_updates"] == 80
-    assert entries[1e-7]["outcome"] == "pruned"
-    assert 0 < entries[1e-7]["student_updates"] < 80
-    assert entries[1e30]["outcome"] == "failed"
-    assert "is not finite" in entries[1e30]["error"]
-    for row in entries.values():
+def test_each_trial_has_the_outcome_of_its_learning_rate(swept: Swept) -> None:
+    trials = swept.by_rate
+    assert set(trials) == {0.1, 1e-7, 1e30, 0.05}
+    assert trials[0.1]["outcome"] == "finished"
+    assert trials[0.1]["student_updates"] == 80
+    assert trials[1e-7]["outcome"] == "pruned"
+    assert 0 < trials[1e-7]["student_updates"] < 80
+    assert trials[1e30]["outcome"] == "failed"
+    assert "is not finite" in trials[1e30]["error"]
+    for row in trials.values():
         assert (swept.folder / row["folder"] / "result.json").exists() == (row["outcome"] == "finished")
 
 
 @pytest.mark.slow
-def test_mlflow_holds_the_tree_with_statuses_and_curves(swept: Swept) -> None:
+def test_mlflow_has_a_run_for_each_trial_with_its_status_and_curves(swept: Swept) -> None:
     parent = swept.run(".")
     assert parent.info.status == "FINISHED"
     assert parent.data.tags["objective"] == "agreement on the probe (data-free)"
     assert parent.data.tags["probe_sha256"] == sha256(swept.folder / "probe" / "probe.safetensors")
     assert json.loads(parent.data.params["space.student.lr"]) == {"choice": [0.1, 1e-7, 1e30, 0.05]}
     expected = {"finished": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
-    for row in swept.entries.values():
+    for row in swept.by_rate.values():
         run = swept.run(row["folder"])
         assert run.info.status == expected[row["outcome"]]
         assert run.data.tags["outcome"] == row["outcome"]
@@ -187,14 +187,16 @@ def test_mlflow_holds_the_tree_with_statuses_and_curves(swept: Swept) -> None:
     points = MlflowClient(swept.uri).get_metric_history(best.info.run_id, "evaluation/probe_agreement")
     assert sorted(point.step for point in points) == [2, 4, 6, 8, 10, 12, 14, 16]
     assert swept.run("default").data.tags["mlflow.parentRunId"] == parent.info.run_id
-    ends = [expected[row["outcome"]] for row in swept.entries.values()]
+    ends = [expected[row["outcome"]] for row in swept.by_rate.values()]
     assert sorted(swept.children.values()) == sorted([*ends, *["FINISHED"] * 5]), (
-        "the defaults' and the repetitions' too"
+        "those of the default run and of four repetitions too"
     )
 
 
 @pytest.mark.slow
-def test_the_report_is_on_the_parent_and_pictures_and_a_registered_model_on_the_best(swept: Swept) -> None:
+def test_the_sweeps_run_has_the_report_and_the_best_trials_run_has_pictures_and_a_registered_model(
+    swept: Swept,
+) -> None:
     from mlflow import MlflowClient
 
     client = MlflowClient(swept.uri)
@@ -206,14 +208,14 @@ def test_the_report_is_on_the_parent_and_pictures_and_a_registered_model_on_the_
     assert version.run_id == best.info.run_id
     assert version.tags["sweep_run"] == parent.info.run_id
     assert version.tags["probe_sha256"] == parent.data.tags["probe_sha256"]
-    assert version.tags["teacher_sha256"] == sha256(swept.place / "teachers" / "digits-cnn32.safetensors")
-    for row in swept.entries.values():
+    assert version.tags["teacher_sha256"] == sha256(swept.cwd / "teachers" / "digits-cnn32.safetensors")
+    for row in swept.by_rate.values():
         logged = swept.run(row["folder"]).outputs
         assert bool(logged and logged.model_outputs) == (row["id"] == found["best"]["id"])
 
 
 @pytest.mark.slow
-def test_the_registered_model_answers_like_the_best_student(swept: Swept, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_registered_model_is_the_best_student(swept: Swept, monkeypatch: pytest.MonkeyPatch) -> None:
     import mlflow.pytorch
     import torch
 
@@ -238,14 +240,14 @@ def test_the_command_prints_the_table_and_the_repetitions(swept: Swept) -> None:
     assert {kind: scores["oracle"]["n"] for kind, scores in found.items()} == {"best": 2, "default": 2}
     for folder in (swept.folder / "repeated").glob("*-seed-?"):
         points = [row for row in rows(folder) if "evaluation/student_accuracy" in row]
-        assert len(points) > 1, "a curve over rounds, for `ddad compare --figure`"
+        assert len(points) > 1, "a curve for `ddad compare --figure`"
 
 
 @pytest.mark.slow
-def test_the_best_is_a_configuration_that_distill_takes(
+def test_distill_runs_the_best_configuration_with_the_same_result(
     swept: Swept, ddad: Ddad, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(swept.place)
+    monkeypatch.chdir(swept.cwd)
     found = json.loads((swept.folder / "report.json").read_text())
     config = resolve.resolve(None, resolve.read_file(swept.folder / "best.yaml"))
     assert config.student.lr == found["best"]["sample"]["student.lr"]
@@ -257,42 +259,44 @@ def test_the_best_is_a_configuration_that_distill_takes(
 
 
 @pytest.mark.slow
-def test_the_same_command_is_refused_and_with_resume_repeats_nothing(swept: Swept) -> None:
+def test_the_same_command_is_refused_and_with_resume_runs_no_trial_again(swept: Swept) -> None:
     command = ("sweep", "digits", "--space", "rates.yaml", "--searcher", "grid", "--parallel", "1", "--output", "sweep",
                *TINY, "tracking.uri=none")  # fmt: skip
-    refusal = give(*command, place=swept.place).complaint()
+    refusal = give(*command, cwd=swept.cwd).complaint()
     assert refusal.endswith("holds this sweep already: --resume continues it, or give another --output")
     before = (swept.folder / "trials.json").read_bytes()
-    again = give(*command, "--resume", place=swept.place)
+    again = give(*command, "--resume", cwd=swept.cwd)
     assert again.code == 0, again.err
     assert (swept.folder / "trials.json").read_bytes() == before
     assert again.err == ""
 
 
 @pytest.mark.slow
-def test_a_population_ends_with_the_schedule_of_its_best(tmp_path: Path, server: str) -> None:
-    """Two workers at once, who log to one server."""
+def test_a_population_ends_with_the_schedule_of_its_best_trial(tmp_path: Path, server: str) -> None:
+    """Two workers at the same time, which log to one server."""
     (tmp_path / "weights.yaml").write_text("weights.adversarial: {log_uniform: [0.1, 10]}\n")
     said = give(
         "sweep", "digits", "--output", "sweep", "--scheduler", "pbt", "--space", "weights.yaml", "--trials", "2",
         "--cpus", "0.5", *[word for word in TINY if "network" not in word], *BARE, f"tracking.uri={server}",
-        f"student.network={held_network.__file__}:companion", place=tmp_path,
+        f"student.network={held_network.__file__}:companion", cwd=tmp_path,
     )  # fmt: skip
     assert said.code == 0, said.err
     found = Swept(tmp_path, server, said)
     assert [row["outcome"] for row in found.trials] == ["finished"] * 2
-    taken = [adversarial(path) for path in (found.folder / "trials").glob("*-*")]
-    assert taken, "somebody took over another's state"
-    for schedule in taken:
-        assert len(schedule) >= 2 and schedule[0][0] == 0 and schedule[-1][0] < 16, "nobody goes on after the end"
+    schedules = [adversarial(path) for path in (found.folder / "trials").glob("*-*")]
+    assert schedules, "a trial continued from another trial's checkpoint"
+    for schedule in schedules:
+        assert len(schedule) >= 2 and schedule[0][0] == 0 and schedule[-1][0] < 16, "no branch starts after the end"
         assert all(0.1 <= value <= 10 for _, value in schedule)
     text = (found.folder / "best.yaml").read_text()
-    assert "a re-run with it" in text and "not a replay" in text
+    assert "schedules of the best trial of a population" in text and "is not a replay" in text
     best = json.loads((found.folder / "report.json").read_text())["best"]
     config = resolve.resolve(None, resolve.read_file(found.folder / "best.yaml"))
     assert config.weights.adversarial == adversarial(found.folder / best["folder"])
     trials = {found.run(row["folder"]).info.run_id for row in found.trials}
-    assert trials | {found.run("default").info.run_id} == set(found.children), "one a trial, whatever it took over"
+    assert trials | {found.run("default").info.run_id} == set(found.children), (
+        "one run for each trial, with all its branches"
+    )
     assert set(found.children.values()) == {"FINISHED"}
 
 
@@ -301,7 +305,7 @@ def adversarial(path: Path) -> Any:
     return resolve.resolve(None, resolve.read_file(path / "config.yaml")).weights.adversarial
 
 
-def test_what_does_not_fit_is_refused_before_anything_starts(
+def test_mistakes_are_refused_before_anything_starts(
     workplace: Path, ddad: Ddad, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (workplace / "bad.yaml").write_text("student.lrr: {uniform: [0, 1]}")
@@ -317,7 +321,7 @@ def test_what_does_not_fit_is_refused_before_anything_starts(
     assert sorted(workplace.iterdir()) == before
 
 
-def test_a_server_that_does_not_answer_is_refused_before_any_trial(workplace: Path, ddad: Ddad) -> None:
+def test_an_mlflow_server_that_does_not_answer_is_refused_before_any_trial(workplace: Path, ddad: Ddad) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -328,7 +332,7 @@ def test_a_server_that_does_not_answer_is_refused_before_any_trial(workplace: Pa
     assert sorted(workplace.iterdir()) == before
 
 
-def test_a_cluster_that_is_not_there_is_a_sentence(workplace: Path, ddad: Ddad) -> None:
+def test_a_missing_ray_cluster_is_a_one_line_message(workplace: Path, ddad: Ddad) -> None:
     before = sorted(workplace.iterdir())
     for address, reason in (("127.0.0.1:1", "no Ray cluster answers there"), ("ray://head", "expected HOST:PORT")):
         line = ddad("sweep", "digits", "--address", address, *TINY, "tracking.uri=none").complaint()

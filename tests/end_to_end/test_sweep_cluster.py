@@ -1,4 +1,4 @@
-"""A sweep on a Ray cluster that runs already, with trials of two processes; Ray's own `ray start` on loopback."""
+"""A sweep on an existing Ray cluster, started with `ray start` on this machine; trials of two processes."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from harness.run import folder as run_folder
 from tests.distributed.starting import distance
 from tests.end_to_end import held_network
 from tests.end_to_end.conftest import CPU, rows
-from tests.end_to_end.test_sweep import BARE, PATIENCE, TINY, give
-from tests.end_to_end.test_sweep_faults import end, entries, held, hold, until
+from tests.end_to_end.test_sweep import BARE, TIMEOUT, TINY, give
+from tests.end_to_end.test_sweep_faults import held, hold, kill_process, trial_records, wait_until
 from tests.helpers import environment
 from tune import plan as plans
 from tune import trial
 
-pytestmark = [pytest.mark.slow, pytest.mark.distributed, pytest.mark.timeout(2 * PATIENCE)]
+pytestmark = [pytest.mark.slow, pytest.mark.distributed, pytest.mark.timeout(2 * TIMEOUT)]
 
 OPTIONS = ("digits", *TINY, *BARE, f"student.network={held_network.__file__}:student", "precision=fp64",
            "tracking.uri=none")  # fmt: skip
@@ -31,7 +31,7 @@ OPTIONS = ("digits", *TINY, *BARE, f"student.network={held_network.__file__}:stu
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """HOST:PORT of a cluster of one node with room for three processes."""
+    """HOST:PORT of a cluster of one node with three CPUs."""
     log = tmp_path_factory.mktemp("head") / "log"
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -45,48 +45,50 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             start_new_session=True,
         )  # fmt: skip
     try:
-        until(lambda: "ray start --address" in log.read_text(), lambda: process.poll() is None)
+        wait_until(lambda: "ray start --address" in log.read_text(), lambda: process.poll() is None)
         yield f"127.0.0.1:{port}"
     finally:
-        process.send_signal(signal.SIGTERM)  # it ends what it has started
+        process.send_signal(signal.SIGTERM)  # it ends the processes that it has started
         process.wait()
 
 
-def test_what_the_nodes_cannot_hold_is_a_sentence(head: str, workplace: Path) -> None:
+def test_a_trial_that_no_node_can_hold_is_refused(head: str, workplace: Path) -> None:
     for words, line in {
-        ("--cpus", "4000"): "a trial asks for 4000 CPUs and 0 GPUs on one node; there are 3 CPUs and 0 GPUs: lower",
-        ("--gpus", "0.5"): "a trial asks for 1 CPUs and 0.5 GPUs on one node; there are 3 CPUs",
-        ("distributed.world_size=4",): "a trial asks for 4 processes with 1 CPUs and 0 GPUs each; there are 3 CPUs",
+        ("--cpus", "4000"): "a trial needs 4000 CPUs and 0 GPUs on one node; the nodes have 3 CPUs and 0 GPUs: lower",
+        ("--gpus", "0.5"): "a trial needs 1 CPUs and 0.5 GPUs on one node; the nodes have 3 CPUs",
+        ("distributed.world_size=4",): "a trial needs 4 processes with 1 CPUs and 0 GPUs each; the nodes have 3 CPUs",
     }.items():
-        assert give("sweep", *OPTIONS, "--address", head, *words, place=workplace).complaint().startswith(line)
+        assert give("sweep", *OPTIONS, "--address", head, *words, cwd=workplace).complaint().startswith(line)
     assert not (workplace / "sweeps").exists()
 
 
-def test_a_trial_of_two_processes_is_as_one_of_one(head: str, tmp_path: Path) -> None:
-    """Even where one of the two is killed on the way; in double precision."""
+def test_a_trial_of_two_processes_has_the_result_of_one_process(head: str, tmp_path: Path) -> None:
+    """In double precision, and although one of the two processes is killed during the trial."""
     hold(tmp_path, 1)
 
     def kill() -> None:
-        until(lambda: held(tmp_path))
-        end(held(tmp_path))
+        wait_until(lambda: held(tmp_path))
+        kill_process(held(tmp_path))
         hold(tmp_path, 0)
 
     killing = threading.Thread(target=kill)
     killing.start()
     said = give("sweep", *OPTIONS, "--output", "sweep", "--trials", "1", "--address", head, "distributed.world_size=2",
-                place=tmp_path)  # fmt: skip
+                cwd=tmp_path)  # fmt: skip
     killing.join()
     assert said.code == 0, said.err
-    (entry,) = entries(tmp_path)
+    (entry,) = trial_records(tmp_path)
     assert (entry["outcome"], entry["round"]) == ("finished", 16)
     log = rows(tmp_path / "sweep" / entry["folder"])
-    judged = [row["round"] for row in log if "evaluation/probe_agreement" in row]
-    assert judged == list(range(2, 17, 2)), "it went on from its checkpoint"
+    evaluated = [row["round"] for row in log if "evaluation/probe_agreement" in row]
+    assert evaluated == list(range(2, 17, 2)), "it continued from its checkpoint"
 
     given = ("digits", None, resolve.read_overrides(OPTIONS[1:]))
     plan = plans.make(given, tmp_path / "sweep", "loss_weights", 1, None, scheduler="asha")
-    *_, last = trial.run(plan, "alone", entry["sample"])
+    *_, last = trial.run(plan, "single", entry["sample"])
     assert last.objective == entry["objective"]
-    assert distance(plan.trials_folder / "alone", plan.folder / entry["folder"]) < 1e-8
-    assert distance(plan.trials_folder / "alone", plan.default_folder) > 1e-3, "another run ends elsewhere"
+    assert distance(plan.trials_folder / "single", plan.folder / entry["folder"]) < 1e-8
+    assert distance(plan.trials_folder / "single", plan.default_folder) > 1e-3, (
+        "another configuration has another result"
+    )
     assert run_folder.result(plan.default_folder)["world_size"] == 2  # type: ignore[index] # None would fail too

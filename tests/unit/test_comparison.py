@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from scipy import stats
 
 from benchmarks import methods, pace, samples, tuning
-from benchmarks.comparison import by_method, draw, paired, spread, student_t, table, told
+from benchmarks.comparison import by_method, draw, paired, spread, table, told
 from benchmarks.methods import Run
 from harness import resolve
 from harness.config import Config, identity
@@ -36,11 +35,6 @@ def test_a_difference_is_of_pairs() -> None:
     assert found.mean == pytest.approx(-2)
     assert found.interval == pytest.approx((-2 - half, -2 + half), abs=1e-5)
     assert found.tie
-
-
-@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 9, 30])
-def test_students_t_is_scipys(freedom: int) -> None:
-    assert student_t(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-9)
 
 
 def test_a_tie_is_an_interval_that_holds_zero() -> None:

@@ -1,4 +1,4 @@
-"""Search spaces: the shipped ones, files, and what is refused in them."""
+"""Search spaces: the built-in ones, files, and which files are refused."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def in_file(folder: Path, text: str) -> spaces.Space:
 
 
 @pytest.mark.parametrize("name", spaces.SPACES)
-def test_every_point_of_a_shipped_space_is_a_run_of_the_recipe(name: str) -> None:
+def test_every_grid_point_of_a_built_in_space_is_a_valid_configuration(name: str) -> None:
     space = spaces.find(name)
     spaces.check(space, DIGITS)
     for path, distribution in space.items():
@@ -42,7 +42,7 @@ def test_loss_weights_are_four_logarithmic_ranges() -> None:
     assert set(spaces.find("everything")) > set(space) | set(spaces.find("turns"))
 
 
-def test_a_file_holds_a_space_of_ones_own(tmp_path: Path) -> None:
+def test_a_yaml_file_can_contain_a_space(tmp_path: Path) -> None:
     space = in_file(
         tmp_path,
         "student.lr: {log_uniform: [1e-3, 1]}\n"
@@ -58,7 +58,7 @@ def test_a_file_holds_a_space_of_ones_own(tmp_path: Path) -> None:
     assert spaces.to_plain(space)["student_steps"] == {"choice": [2, 5]}
 
 
-def test_grids_are_even_on_their_own_scale_and_keep_both_ends() -> None:
+def test_grid_points_have_equal_distances_on_the_scale_and_include_both_ends() -> None:
     assert Distribution("uniform", (0.0, 1.0)).grid() == [0.0, 0.5, 1.0]
     low, middle, high = Distribution("log_uniform", (0.01, 1.0)).grid()
     assert (low, high) == (0.01, 1.0)
@@ -70,55 +70,58 @@ def test_grids_are_even_on_their_own_scale_and_keep_both_ends() -> None:
     assert points[0] == {"a": 1, "b": 0.0}
 
 
-def test_null_is_a_value_like_any_other() -> None:
+def test_none_is_kept_as_a_value() -> None:
     assert spaces.nested({"data.size": None, "data.name": "x"}) == {"data": {"size": None, "name": "x"}}
 
 
 @pytest.mark.parametrize(
-    ("text", "complaint"),
+    ("text", "message"),
     [
         ("student.lrr: {uniform: [0, 1]}", "space: unknown path 'student.lrr'; did you mean 'student.lr'"),
         ("student_steps: {uniform: [1, 10]}", "student_steps: uniform does not fit the field: .* a whole number"),
         ("discrepancy: {integer: [1, 3]}", "discrepancy: integer does not fit the field: discrepancy=1: expected text"),
         ("discrepancy: {choice: [l1, l3]}", "discrepancy='l3': expected one of"),
         ("weights.tv: {uniform: [-1, 1]}", r"weights.tv=-1.0: expected a number of at least 0"),
-        ("seed: {integer: [0, 9]}", "seed cannot be searched: the best of several seeds is luck; --retrain"),
-        ("teacher.network: {choice: [cnn8, cnn32]}", "teacher.network cannot be searched: all trials learn from one"),
-        ("rounds: {choice: [10, 20]}", "rounds cannot be searched: it is the budget"),
-        ("log_every: {choice: [1, 2]}", "log_every cannot be searched: it does not change a run's result"),
+        ("seed: {integer: [0, 9]}", "seed cannot be searched: the best of several seeds is chance; --retrain"),
+        (
+            "teacher.network: {choice: [cnn8, cnn32]}",
+            "cannot be searched: all trials have the same teacher",
+        ),
+        ("rounds: {choice: [10, 20]}", "rounds cannot be searched: it is the length of a trial"),
+        ("log_every: {choice: [1, 2]}", "log_every cannot be searched: it does not change the result of a run"),
         ("tracking.uri: {choice: [a, b]}", "tracking.uri cannot be searched"),
     ],
 )
-def test_a_space_that_does_not_fit_the_fields_is_refused(tmp_path: Path, text: str, complaint: str) -> None:
+def test_a_space_that_does_not_fit_the_configuration_is_refused(tmp_path: Path, text: str, message: str) -> None:
     space = in_file(tmp_path, text)
-    with pytest.raises(UserError, match=complaint) as refusal:
+    with pytest.raises(UserError, match=message) as error:
         spaces.check(space, DIGITS)
-    assert len(str(refusal.value).splitlines()) == 1
+    assert len(str(error.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize(
-    ("text", "complaint"),
+    ("text", "message"),
     [
         ("student.lr: 0.1", "student.lr: 0.1: expected one of uniform, log_uniform"),
         ("student.lr: {logarithmic: [1, 2]}", "no such distribution as 'logarithmic'"),
         ("student.lr: {uniform: [1]}", r"uniform \[1\]: expected \[low, high\], two numbers"),
-        ("student.lr: {uniform: [2, 1]}", "expected the low end first"),
-        ("student.lr: {log_uniform: [0, 1]}", "a logarithmic scale has no 0; start above 0"),
+        ("student.lr: {uniform: [2, 1]}", r"expected \[low, high\] with low below high"),
+        ("student.lr: {log_uniform: [0, 1]}", "a logarithmic scale needs a low end above 0"),
         ("student_steps: {integer: [1.5, 3]}", "two whole numbers"),
         ("student_steps: {choice: [1]}", "a list of at least two"),
-        ("student_steps: {choice: [[1], [2]]}", "a list of at least two numbers, words or booleans"),
+        ("student_steps: {choice: [[1], [2]]}", "a list of at least two numbers, texts or booleans"),
         ("- 1", "expected lines of"),
         ("a: [", "not a readable YAML file"),
     ],
 )
-def test_a_file_that_is_no_space_is_refused(tmp_path: Path, text: str, complaint: str) -> None:
-    with pytest.raises(UserError, match=complaint) as refusal:
+def test_a_file_that_is_not_a_valid_space_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
         in_file(tmp_path, text)
-    assert re.match(r"--space .*mine\.yaml", str(refusal.value))
-    assert len(str(refusal.value).splitlines()) == 1
+    assert re.match(r"--space .*mine\.yaml", str(error.value))
+    assert len(str(error.value).splitlines()) == 1
 
 
-def test_unknown_names_and_missing_files_are_told_apart() -> None:
+def test_an_unknown_name_and_a_missing_file_have_different_messages() -> None:
     with pytest.raises(UserError, match=r"--space 'loss_weight': no such space; did you mean 'loss_weights'"):
         spaces.find("loss_weight")
     with pytest.raises(UserError, match=r"--space absent\.yaml: cannot be read \(No such file"):

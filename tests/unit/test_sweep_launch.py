@@ -1,4 +1,4 @@
-"""What a sweep is started with on several machines: files for Ray and SLURM, checked without either cluster."""
+"""How a sweep starts on several machines: the files for Ray and SLURM, and the resources; without a cluster."""
 
 from __future__ import annotations
 
@@ -13,21 +13,23 @@ from typing import Any
 import pytest
 import yaml
 
+from harness.errors import UserError
 from tests.helpers import ROOT
+from tests.sweeps import OVERRIDES, make_plan
 
 LAUNCH = ROOT / "launch"
 
 
-def test_rays_cluster_file_is_one_that_ray_takes() -> None:
+def test_ray_accepts_the_cluster_file() -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     content: dict[str, Any] = yaml.safe_load((LAUNCH / "ray" / "cluster.yaml").read_text())
     validate_config(prepare_config(content))
-    with pytest.raises(Exception, match="bogus"):  # it does look
+    with pytest.raises(Exception, match="bogus"):  # the check finds mistakes
         validate_config(prepare_config({**content, "bogus": 1}))
 
 
-def test_slurms_script_is_one_that_bash_takes() -> None:
+def test_bash_accepts_the_slurm_script() -> None:
     bash = shutil.which("bash")
     assert bash
     done = subprocess.run([bash, "-n", LAUNCH / "slurm" / "sweep.sbatch"], capture_output=True, text=True, check=False)
@@ -35,7 +37,7 @@ def test_slurms_script_is_one_that_bash_takes() -> None:
 
 
 def slurm(folder: Path, **programs: str) -> subprocess.Popen[str]:
-    """The script as SLURM starts it on one node; in place of SLURM, Ray and ddad there are lines of shell."""
+    """Starts the script as SLURM does on one node; shell scripts replace the programs of SLURM, Ray and ddad."""
     (folder / "bin").mkdir()
     (folder / ".venv" / "bin").mkdir(parents=True)
     (folder / ".venv" / "bin" / "activate").touch()
@@ -52,8 +54,8 @@ def slurm(folder: Path, **programs: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def test_a_job_that_is_ended_goes_back_into_the_queue_also_before_its_sweep_has_begun(tmp_path: Path) -> None:
-    said = {}
+def test_a_terminated_job_is_requeued_before_and_during_its_sweep(tmp_path: Path) -> None:
+    output = {}
     waits = "trap 'exit 130' TERM; sleep 0.5; touch {}; while :; do sleep 0.1; done"
     for name, programs in {
         "early": {"ray": f"touch {tmp_path}/early/here; exit 1"},
@@ -65,12 +67,21 @@ def test_a_job_that_is_ended_goes_back_into_the_queue_also_before_its_sweep_has_
             assert process.poll() is None
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
-        said[name] = process.communicate()[0]
-    assert said == {"early": "requeue 7\n", "late": "requeue 7\n"}
+        output[name] = process.communicate()[0]
+    assert output == {"early": "requeue 7\n", "late": "requeue 7\n"}
 
 
-def test_a_job_that_was_ended_before_its_sweep_began_begins_it(tmp_path: Path) -> None:
+def test_a_requeued_job_starts_a_sweep_that_had_not_started(tmp_path: Path) -> None:
     process = slurm(tmp_path, ray="true", ddad='echo "$@"; [ "${!#}" != --resume ] || exit 2')
     address = f"--address node:{20_000 + 7}"
     assert process.communicate()[0] == f"sweep digits {address} --resume\nsweep digits {address}\n"
     assert process.returncode == 0
+
+
+def test_a_node_holds_as_many_fractions_of_a_cpu_as_fit(tmp_path: Path) -> None:
+    from tune.ray_backend.cluster import check_resources
+
+    ten = make_plan(tmp_path, cpus=0.1, overrides={**OVERRIDES, "distributed": {"world_size": 10}})
+    check_resources(ten, [{"CPU": 1.0}])  # 1.0 // 0.1 is 9.0
+    with pytest.raises(UserError, match=r"needs 10 processes with 0\.1 CPUs and 0 GPUs each; the nodes have 0\.9 CPUs"):
+        check_resources(ten, [{"CPU": 0.9}])

@@ -1,12 +1,10 @@
-"""A sweep without Ray: its plan, the probe, one trial, a population's lineage, and what is read out of the folders."""
+"""The probe, a trial from start to end, a population that continues from a checkpoint, and the report; without Ray."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,39 +18,24 @@ from harness.config import flat
 from harness.errors import UserError
 from harness.run import folder as run_folder
 from harness.training import distill
-from tune import journal, plan, probe, report, spaces, trial
-from tune.journal import Entry
-from tune.plan import PROBE, Plan
-from tune.trial import Origin, Standing
-
-OVER: dict[str, Any] = {
-    "rounds": 8,
-    "batch_size": 16,
-    "teacher": {"network": "cnn8", "checkpoint": "untrained"},
-    "student": {"network": "cnn4"},
-    "generator": {"width": 8, "latent_size": 8},
-    "tracking": {"uri": "none"},
-    "pictures": False,
-}
-SAMPLE = {"weights.adversarial": 2.0, "weights.one_hot": 0.1}
-
-
-def a_plan(folder: Path, **fields: Any) -> Plan:
-    known: dict[str, Any] = {"space": spaces.find("loss_weights"), "trials": 4, "place": folder, **fields}
-    return Plan("digits", None, known.pop("overrides", OVER), folder=folder / "sweep", **known)
+from tests.sweeps import OVERRIDES, SAMPLE, make_plan, make_record
+from tune import configs, plan, probe, records, report, run_folders, trial
+from tune.plan import PROBE_METRIC, Plan
+from tune.population import Origin
+from tune.trial import TrialResult
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Plan:
-    """A plan whose probe is made."""
-    prepared = a_plan(tmp_path_factory.mktemp("prepared"))
-    trial.default(prepared)
+    """A plan whose default run has finished and whose probe exists."""
+    prepared = make_plan(tmp_path_factory.mktemp("prepared"))
+    trial.default_run(prepared)
     return prepared
 
 
 @pytest.fixture(scope="module")
-def whole(prepared: Plan) -> list[Standing]:
-    """A trial that nothing interrupted."""
+def whole(prepared: Plan) -> list[TrialResult]:
+    """The results of a trial that was not interrupted."""
     return list(trial.run(prepared, "whole", SAMPLE))
 
 
@@ -64,31 +47,31 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_the_probe_is_made_at_four_times_of_the_default_run_and_kept(prepared: Plan) -> None:
-    account = json.loads((prepared.probe_file.parent / "probe.json").read_text())
+def test_the_probe_is_made_from_four_checkpoints_of_the_default_run_and_kept(prepared: Plan) -> None:
+    summary = json.loads((prepared.probe_file.parent / "probe.json").read_text())
     found = probe.load(prepared.probe_file)
-    assert account["rounds"] == [1, 2, 4, 8]
-    assert account["sha256"] == found.sha256
-    assert found.images.shape == (account["images"], 1, 8, 8)
-    assert torch.bincount(found.answers.long(), minlength=10).tolist() == account["images_by_class"]
-    assert max(account["images_by_class"]) <= 4 * (probe.NUM_IMAGES // 4 // 10)
+    assert summary["rounds"] == [1, 2, 4, 8]
+    assert summary["sha256"] == found.sha256
+    assert found.images.shape == (summary["images"], 1, 8, 8)
+    assert torch.bincount(found.predictions.long(), minlength=10).tolist() == summary["images_by_class"]
+    assert max(summary["images_by_class"]) <= 4 * (probe.NUM_IMAGES // 4 // 10)
     before = prepared.probe_file.stat().st_mtime_ns
-    trial.default(prepared)
+    trial.default_run(prepared)
     assert prepared.probe_file.stat().st_mtime_ns == before
     assert sorted(path.name for path in prepared.probe_file.parent.iterdir()) == ["probe.json", "probe.safetensors"]
 
 
-def test_the_probe_holds_what_the_default_runs_generator_shows_and_the_teacher_says(prepared: Plan) -> None:
+def test_the_probe_contains_images_of_the_default_runs_generator(prepared: Plan) -> None:
     config = prepared.base
     last = probe.last_checkpoint(prepared.default_folder)
     assert last is not None and last.name == "round-00000008.safetensors"
     candidates = next(probe.generated(config, last, "probe", 8))
     found = probe.load(prepared.probe_file)
     kept = [bool((found.images == image).all((1, 2, 3)).any()) for image in candidates]
-    assert all(kept), "the first batch is within every class's share"
+    assert all(kept), "the first batch does not exceed the equal number of any class"
 
 
-def test_stages_fall_on_checkpoints() -> None:
+def test_the_parts_of_the_probe_are_made_at_checkpoints() -> None:
     for rounds in (1, 7, 16, 240, 241, 40_000):
         found = probe.stages(rounds)
         assert max(found) == rounds
@@ -96,71 +79,89 @@ def test_stages_fall_on_checkpoints() -> None:
     assert probe.stages(240) == {24: 0.1, 60: 0.25, 120: 0.5, 240: 1.0}
 
 
-def test_another_sweeps_probe_judges_where_it_suits(prepared: Plan, tmp_path: Path) -> None:
-    overrides = {**OVER, "method": "dfad"}
-    taken = a_plan(tmp_path, overrides=overrides, probe=prepared.folder)
-    assert plan.check(taken).method == "dfad"
-    assert plan.identity(taken) != plan.identity(a_plan(tmp_path, overrides=overrides))
-    probe.adopt(prepared.folder, taken.probe_file)
-    trial.default(taken)
-    assert probe.load(taken.probe_file).sha256 == probe.load(prepared.probe_file).sha256
-    names = sorted(path.name for path in taken.probe_file.parent.iterdir())
+def test_a_sweep_can_use_the_probe_of_another_sweep(prepared: Plan, tmp_path: Path) -> None:
+    overrides = {**OVERRIDES, "method": "dfad"}
+    second = make_plan(tmp_path, overrides=overrides, probe=prepared.folder)
+    assert plan.check(second).method == "dfad"
+    assert plan.identity(second) != plan.identity(make_plan(tmp_path, overrides=overrides))
+    probe.copy(prepared.folder, second.probe_file)
+    trial.default_run(second)
+    assert probe.load(second.probe_file).sha256 == probe.load(prepared.probe_file).sha256
+    names = sorted(path.name for path in second.probe_file.parent.iterdir())
     assert names == ["probe.json", "probe.safetensors"]
-    (last,) = [each for each in trial.run(taken, "own", {}) if each.outcome]
-    judged = probe.judge(probe.load(prepared.probe_file), 16)
-    assert last.agreement == judged(trial.student(taken.base, Path(last.folder)))
+    (last,) = [result for result in trial.run(second, "own", {}) if result.outcome]
+    student = trial.student(second.base, Path(last.folder))
+    assert last.agreement == probe.agreement(probe.load(prepared.probe_file), student, 16)
 
 
 @pytest.mark.parametrize(
-    ("over", "said"),
+    ("overrides", "message"),
     [
-        ({"input": {"size": 12}}, r"its images are \(1, 8, 8\), this run's \(1, 12, 12\)"),
-        ({"teacher": {"network": "cnn12", "checkpoint": "untrained"}}, "its answers are another teacher's"),
+        ({"input": {"size": 12}}, r"its images are \(1, 8, 8\), this recipe's are \(1, 12, 12\)"),
+        ({"teacher": {"network": "cnn12", "checkpoint": "untrained"}}, "its predictions are another teacher's"),
     ],
 )
-def test_another_sweeps_probe_is_refused_where_it_does_not(
-    over: dict[str, Any], said: str, prepared: Plan, tmp_path: Path
+def test_a_probe_with_other_images_or_of_another_teacher_is_refused(
+    overrides: dict[str, Any], message: str, prepared: Plan, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match=said):
-        plan.check(a_plan(tmp_path, overrides={**OVER, **over}, probe=prepared.folder))
+    with pytest.raises(UserError, match=message):
+        plan.check(make_plan(tmp_path, overrides={**OVERRIDES, **overrides}, probe=prepared.folder))
     with pytest.raises(UserError, match="the probe cannot be read"):
-        plan.check(a_plan(tmp_path, probe=tmp_path))
+        plan.check(make_plan(tmp_path, probe=tmp_path))
 
 
-def test_a_probe_that_was_changed_is_refused(prepared: Plan, tmp_path: Path) -> None:
+def test_a_changed_probe_is_refused(prepared: Plan, tmp_path: Path) -> None:
     for name in ("probe.json", "probe.safetensors"):
         (tmp_path / name).write_bytes(prepared.probe_file.with_name(name).read_bytes())
     content = load_file(tmp_path / "probe.safetensors")
     save_file({**content, "images": content["images"] + 1}, tmp_path / "probe.safetensors")
-    with pytest.raises(UserError, match="is not the probe this sweep began with"):
+    with pytest.raises(UserError, match="has changed since the sweep began"):
         probe.load(tmp_path / "probe.safetensors")
 
 
-class Says(nn.Module):
-    """Names the class that is written in the first pixel; logits [B, 3], or a map of it."""
+def test_the_probe_is_complete_or_absent(prepared: Plan, tmp_path: Path) -> None:
+    """After an interruption between its two files the probe can be made again."""
+    found = probe.load(prepared.probe_file)
+    for round_index, images in zip(probe.stages(8), found.images.chunk(4), strict=True):
+        part = {"images": images.clone(), "answers": found.predictions[: len(images)].clone()}
+        save_file(part, tmp_path / f"part-{round_index:08d}.safetensors")
+    (tmp_path / "probe.json").mkdir()  # it cannot be written
+    with pytest.raises(UserError, match=r"cannot write .*probe\.json"):
+        probe.collect(prepared.base, tmp_path / "absent", tmp_path)
+    assert not (tmp_path / "probe.safetensors").exists()
+    (tmp_path / "probe.json").rmdir()
+    probe.collect(prepared.base, tmp_path / "absent", tmp_path)
+    assert torch.equal(probe.load(tmp_path / "probe.safetensors").images, found.images)
+
+
+class FirstPixel(nn.Module):
+    """Predicts the class that is the value of the first pixel: logits [B, 3]; or of each pixel: [B, 3, H, W]."""
 
     def __init__(self, is_map: bool) -> None:
         super().__init__()
         self.scale, self.is_map = nn.Parameter(torch.ones(())), is_map
 
     def forward(self, x: Tensor) -> Tensor:
-        named = x[:, 0].long() if self.is_map else x[:, 0, 0, 0].long()
-        logits = nn.functional.one_hot(named, 3).float() * self.scale
+        classes = x[:, 0].long() if self.is_map else x[:, 0, 0, 0].long()
+        logits = nn.functional.one_hot(classes, 3).float() * self.scale
         return logits.movedim(-1, 1)
 
 
 def test_agreement_is_the_mean_over_the_teachers_classes() -> None:
-    said = torch.tensor([0, 0, 0, 1, 1])
-    answers = torch.tensor([0, 0, 0, 0, 1], dtype=torch.int16)  # 3 of 4 and 1 of 1
-    images = said[:, None, None, None].expand(5, 1, 2, 2).float()
+    students = torch.tensor([0, 0, 0, 1, 1])
+    predictions = torch.tensor([0, 0, 0, 0, 1], dtype=torch.int16)  # agreement 3 of 4 and 1 of 1
+    images = students[:, None, None, None].expand(5, 1, 2, 2).float()
     for size in (2, 5):
-        assert probe.judge(probe.Probe(images, answers, ""), size)(Says(False)) == pytest.approx((3 / 4 + 1) / 2)
+        found = probe.agreement(probe.Probe(images, predictions, ""), FirstPixel(False), size)
+        assert found == pytest.approx((3 / 4 + 1) / 2)
     maps = torch.tensor([[[0, 0], [1, 2]]], dtype=torch.int16)  # of class 0: both; of 1: none; of 2: none
-    shown = torch.zeros(1, 1, 2, 2)
-    assert probe.judge(probe.Probe(shown, maps, ""), 1)(Says(True)) == pytest.approx(1 / 3)
+    images = torch.zeros(1, 1, 2, 2)
+    assert probe.agreement(probe.Probe(images, maps, ""), FirstPixel(True), 1) == pytest.approx(1 / 3)
 
 
-def test_a_trial_stands_eight_times_and_holds_what_it_said(prepared: Plan, whole: list[Standing]) -> None:
+def test_a_trial_yields_eight_results_and_its_folder_has_their_student(
+    prepared: Plan, whole: list[TrialResult]
+) -> None:
     assert [one.round for one in whole] == list(range(1, 9))
     assert [one.student_updates for one in whole] == [5 * one.round for one in whole]
     assert [one.outcome for one in whole] == [None] * 7 + ["finished"]
@@ -168,11 +169,19 @@ def test_a_trial_stands_eight_times_and_holds_what_it_said(prepared: Plan, whole
     config, _ = run_folder.read_config(Path(whole[-1].folder))
     assert flat(config)["weights.adversarial"] == 2.0
     assert (config.tracking.model, config.pictures) == (False, False)
-    judged = probe.judge(probe.load(prepared.probe_file), 16)
-    assert judged(trial.student(config, Path(whole[-1].folder))) == whole[-1].agreement
+    student = trial.student(config, Path(whole[-1].folder))
+    assert probe.agreement(probe.load(prepared.probe_file), student, 16) == whole[-1].agreement
 
 
-def test_a_trial_that_was_cut_off_goes_on_to_the_same_end(prepared: Plan, whole: list[Standing]) -> None:
+def test_the_student_of_a_run_folder_has_the_averaged_weights_if_the_run_averages(prepared: Plan) -> None:
+    *_, last = trial.run(prepared, "averaged", {**SAMPLE, "student.average": 0.5})
+    path = Path(last.folder)
+    student = trial.student(run_folder.read_config(path)[0], path)
+    assert equal({name: value.cpu() for name, value in student.state_dict().items()}, weights(path))
+    assert probe.agreement(probe.load(prepared.probe_file), student, 16) == last.agreement
+
+
+def test_an_interrupted_trial_continues_to_the_same_result(prepared: Plan, whole: list[TrialResult]) -> None:
     cut = trial.run(prepared, "cut", SAMPLE)
     assert [next(cut) for _ in range(3)] == [
         dataclasses.replace(one, folder=one.folder.replace("whole", "cut")) for one in whole[:3]
@@ -186,16 +195,6 @@ def test_a_trial_that_was_cut_off_goes_on_to_the_same_end(prepared: Plan, whole:
     assert again == rest[-1]
 
 
-def test_trials_of_other_turns_have_as_many_student_updates(prepared: Plan) -> None:
-    base = plan.budget(prepared.base)
-    assert base == 40
-    for steps in (1, 2, 10):
-        config = plan.configuration(prepared, {"student_steps": steps})
-        assert (config.student_steps, plan.budget(config)) == (steps, base)
-    assert plan.budget(plan.configuration(prepared, {"student_steps": 3})) == 42
-    assert plan.configuration(prepared, {"discrepancy": "kl"}).student_discrepancy == "kl"
-
-
 @pytest.mark.parametrize(
     ("sample", "error"),
     [
@@ -203,174 +202,80 @@ def test_trials_of_other_turns_have_as_many_student_updates(prepared: Plan) -> N
         ({"generator.network": "dcgan"}, "16"),
     ],
 )
-def test_a_trial_that_fails_says_why_and_scores_least(prepared: Plan, sample: dict[str, Any], error: str) -> None:
+def test_a_failed_trial_has_the_lowest_objective_and_the_error(
+    prepared: Plan, sample: dict[str, Any], error: str
+) -> None:
     *_, last = trial.run(prepared, f"bad-{next(iter(sample))}", sample)
     assert (last.outcome, last.objective) == ("failed", 0.0)
     assert error in (last.error or "")
 
 
-def test_a_population_takes_over_a_state_and_records_the_schedule(prepared: Plan, whole: list[Standing]) -> None:
+def test_a_trial_of_a_population_continues_from_another_trial_and_records_its_schedule(
+    prepared: Plan, whole: list[TrialResult]
+) -> None:
     population = dataclasses.replace(prepared, scheduler="pbt", folder=prepared.folder)
     donor = trial.run(population, "donor", SAMPLE)
     for _ in range(4):
-        standing = next(donor)
+        result = next(donor)
     donor.close()
     changed = {**SAMPLE, "weights.adversarial": 3.0}
-    branch = list(trial.run(population, "taker", changed, Origin(standing.folder, standing.round)))
+    branch = list(trial.run(population, "taker", changed, Origin(result.folder, result.round)))
     config, _ = run_folder.read_config(Path(branch[-1].folder))
     assert config.weights.adversarial == [[0, 2.0], [4, 3.0]]
     assert config.weights.one_hot == 0.1
     assert [one.round for one in branch] == [5, 6, 7, 8]
     assert Path(branch[-1].folder).name.startswith("taker-")
-    over = {**OVER, "weights": {"adversarial": [[0, 2.0], [4, 3.0]], "one_hot": 0.1}}
-    distill.distill(resolve.resolve("digits", None, over), prepared.folder / "again")
+    overrides = {**OVERRIDES, "weights": {"adversarial": [[0, 2.0], [4, 3.0]], "one_hot": 0.1}}
+    distill.distill(resolve.resolve("digits", None, overrides), prepared.folder / "again")
     assert equal(weights(branch[-1].folder), weights(prepared.folder / "again"))
     assert not equal(weights(branch[-1].folder), weights(whole[-1].folder))
     again = list(trial.run(population, "taker", changed, Origin(branch[1].folder, branch[1].round)))
-    assert again[-1] == branch[-1], "its own state, with the values it has already, is no new branch"
+    assert again[-1] == branch[-1], "a trial that continues its own run with the same weights makes no new branch"
 
 
-def test_schedules_replace_what_never_came_to_pass() -> None:
-    assert trial._schedule(1.0, 1.0, 5) == 1.0
-    assert trial._schedule(1.0, 2.0, 5) == [[0, 1.0], [5, 2.0]]
-    assert trial._schedule([[0, 1.0], [5, 2.0]], 3.0, 5) == [[0, 1.0], [5, 3.0]]
-    assert trial._schedule([[0, 1.0], [5, 2.0]], 3.0, 7) == [[0, 1.0], [5, 2.0], [7, 3.0]]
-
-
-def refusals() -> Iterator[tuple[dict[str, Any], str]]:
-    yield {"searcher": "hyperband"}, "--searcher 'hyperband': expected one of optuna, random, grid"
-    yield {"scheduler": "ashe"}, "--scheduler 'ashe': expected one of asha, none, pbt"
-    yield {"objective": "miou"}, "--objective 'miou': expected one of agreement, accuracy"
-    yield {"overrides": {**OVER, "method": "kd"}}, "method=kd invents no images to make a probe of"
-    yield (
-        {"overrides": {**OVER, "max_minutes": 3}},
-        "max_minutes=3 ends a run early: the budget of a sweep is --minutes",
-    )
-    yield {"overrides": {**OVER, "weights": {"one_hot": 1}}}, "weights.one_hot is both given and searched"
-    yield {"trials": 0}, "--trials 0: expected a number above 0"
-    yield {"cpus": 0.0}, "--cpus 0: expected a number above 0"
-    yield {"gpus": -1.0}, "--gpus -1: expected a share of one GPU"
-    yield {"gpus": 1.5}, "--gpus 1.5: expected a share of one GPU, such as 0.5, or a whole number"
-    yield {"gpus": math.nan}, "--gpus nan: expected a share"
-    two = {**OVER, "distributed": {"world_size": 2}}
-    yield {"gpus": 0.5, "overrides": two}, "--gpus 0.5: each of 2 processes of a trial needs a GPU of its own"
-    yield {"searcher": "grid", "trials": 5}, "--trials 5: the grid of this space has 81 points; leave --trials out"
-    pbt = {"scheduler": "pbt", "searcher": "random"}
-    yield (
-        {**pbt, "space": spaces.find("turns")},
-        "pbt changes values during a run, which only weights.* may: not student_",
-    )
-    yield {**pbt, "searcher": "optuna"}, "pbt searches by itself: --searcher random, not optuna"
-    yield {**pbt, "trials": 1}, "--trials 1: a population has at least 2"
-    yield {**pbt, "parallel": 1}, "--parallel: a population takes turns"
-
-
-@pytest.mark.parametrize(("fields", "complaint"), list(refusals()))
-def test_a_plan_that_does_not_fit_together_is_refused(tmp_path: Path, fields: dict[str, Any], complaint: str) -> None:
-    with pytest.raises(UserError) as refusal:
-        plan.check(a_plan(tmp_path, **fields))
-    assert complaint in str(refusal.value)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_oracle_needs_data_and_is_called_one(tmp_path: Path) -> None:
-    without = {**OVER, "data": {"name": "none"}, "teach": {"automatic": False}}
-    with pytest.raises(UserError, match=r"accuracy is measured on real data, and data\.name=none: use agreement"):
-        plan.check(a_plan(tmp_path, objective="accuracy", overrides=without))
-    with_data = a_plan(tmp_path, objective="accuracy")
-    plan.check(with_data)
-    assert "ORACLE" in with_data.words
-    assert "data-free" in a_plan(tmp_path).words
-
-
-def test_seeds_are_lists_and_ranges() -> None:
-    assert plan.seeds("0-4") == [0, 1, 2, 3, 4]
-    assert plan.seeds("0,7,2-3") == [0, 7, 2, 3]
-    assert plan.seeds(None) == []
-    for text in ("", "x", "4-0", "1,1", "-1"):
-        with pytest.raises(UserError, match="expected seeds such as 0-4"):
-            plan.seeds(text)
-
-
-def test_a_folder_belongs_to_one_sweep(tmp_path: Path) -> None:
-    mine = a_plan(tmp_path)
-    with pytest.raises(UserError, match="--resume: there is no sweep in"):
-        plan.record(mine, resume=True)
-    plan.record(mine, resume=False)
-    with pytest.raises(UserError, match="holds this sweep already: --resume continues it"):
-        plan.record(mine, resume=False)
-    plan.record(dataclasses.replace(mine, minutes=3.0, cpus=2.0), resume=True)
-    with pytest.raises(UserError, match=r"belongs to another sweep \(trials is 4 there, 5 here\)"):
-        plan.record(dataclasses.replace(mine, trials=5), resume=True)
-    other = a_plan(tmp_path, overrides={**OVER, "student": {"network": "cnn4", "lr": 0.2}})
-    with pytest.raises(UserError, match=r"student\.lr is 0\.1 there, 0\.2 here"):
-        plan.record(other, resume=True)
-    foreign = dataclasses.replace(mine, folder=tmp_path)
-    with pytest.raises(UserError, match=r"holds something else \(sweep\): give another --output"):
-        plan.record(foreign, resume=False)
-
-
-def an_entry(name: str, outcome: str, objective: float | None, **fields: Any) -> Entry:
-    given = {"folder": f"trials/{name}", "sample": SAMPLE, "error": None, "agreement": objective, "oracle": 0.5}
-    return Entry(
-        id=name, outcome=outcome, objective=objective, **{**given, "student_updates": 40, "round": 8, **fields}
-    )
-
-
-def test_the_best_was_played_to_the_end_where_any_was() -> None:
-    pruned, done, failed = an_entry("a", "pruned", 0.9), an_entry("b", "finished", 0.8), an_entry("c", "failed", 0.0)
-    assert report._best([pruned, done, failed]) == done
-    assert report._best([pruned, failed]) == pruned
-    assert report._best([failed, an_entry("d", "stopped", None)]) is None
-
-
-def test_rank_correlation_by_hand() -> None:
-    assert report.spearman([0.1, 0.2, 0.3], [1, 2, 9]) == pytest.approx(1.0)
-    assert report.spearman([1, 2, 3, 4], [1, 2, 4, 3]) == pytest.approx(1 - 6 * 2 / (4 * 15))
-    assert report.spearman([1, 1, 1], [1, 2, 3]) is None
-
-
-def a_copy(prepared: Plan, whole: list[Standing], name: str, factor: float) -> None:
-    """The run folder of a trial that scored otherwise all along."""
+def copy_trial(prepared: Plan, whole: list[TrialResult], name: str, factor: float) -> None:
+    """Copies the run folder of a trial, with all agreements multiplied by `factor`."""
     path = prepared.trials_folder / name
     shutil.copytree(whole[-1].folder, path)
     rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    scored = [row | {PROBE: factor * row[PROBE]} if PROBE in row else row for row in rows]
+    scored = [row | {PROBE_METRIC: factor * row[PROBE_METRIC]} if PROBE_METRIC in row else row for row in rows]
     (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in scored))
 
 
-def test_the_report_is_written_from_the_folder(prepared: Plan, whole: list[Standing]) -> None:
+def test_the_report_is_written_from_the_sweeps_folder(prepared: Plan, whole: list[TrialResult]) -> None:
     for index, name in enumerate(("t0", "t1", "t2", "t3")):
-        a_copy(prepared, whole, name, 1 - index / 4)
+        copy_trial(prepared, whole, name, 1 - index / 4)
     for path in prepared.trials_folder.iterdir():
         if path.name not in ("t0", "t1", "t2", "t3"):
             shutil.rmtree(path)
     for name in ("t0", "t1", "t2"):
-        values = trial.final_values(prepared.trials_folder / name)
-        found = an_entry(name, "finished", values[PROBE], oracle=values["evaluation/student_accuracy"])
-        journal.settle(prepared, found, lambda line: None)
-        ran = run_folder.read_config(prepared.trials_folder / name)[0]
-        assert journal.configuration(prepared, found) == ran, "MLflow lets no parameter change"
-    broken = an_entry("t9", "failed", 0.0, agreement=None, oracle=None, error="student/total is not finite")
-    journal.settle(prepared, broken, lambda line: None)
+        values = run_folders.final_values(prepared.trials_folder / name)
+        found = make_record(name, "finished", values[PROBE_METRIC], oracle=values["evaluation/student_accuracy"])
+        records.add(prepared, found, lambda line: None)
+        config, _ = run_folder.read_config(prepared.trials_folder / name)
+        assert configs.recorded(prepared, prepared.folder / found.folder) == config, (
+            "MLflow refuses other values of a parameter"
+        )
+    broken = make_record("t9", "failed", 0.0, agreement=None, oracle=None, error="student/total is not finite")
+    records.add(prepared, broken, lambda line: None)
     lost = trial.run(prepared, "lost", SAMPLE)
-    standing = next(lost)
+    result = next(lost)
     lost.close()
     recorded = prepared.trials_folder / "t3" / "config.yaml"
     recorded.write_text(recorded.read_text().replace("  adversarial: 2.0\n", "  adversarial: [[0, 2.0], [4, 3.0]]\n"))
-    journal.settle_lost(prepared, lambda line: None)
-    *_, begun, ended = journal.entries(prepared)
-    assert (begun.id, begun.outcome, begun.error) == ("lost", "stopped", journal.LOST)
-    assert (begun.objective, begun.round) == (standing.objective, standing.round)
-    assert (ended.id, ended.outcome, ended.error, ended.round) == ("t3", "finished", None, 8)
-    assert ended.objective == pytest.approx(whole[-1].objective / 4)
-    assert (ended.sample["weights.adversarial"], ended.sample["weights.one_hot"]) == (3.0, 0.1), (
-        "of a schedule the last"
+    records.add_lost_trials(prepared, lambda line: None)
+    *_, begun, finished = records.trials(prepared)
+    assert (begun.id, begun.outcome, begun.error) == ("lost", "stopped", records.LOST)
+    assert (begun.objective, begun.round) == (result.objective, result.round)
+    assert (finished.id, finished.outcome, finished.error, finished.round) == ("t3", "finished", None, 8)
+    assert finished.objective == pytest.approx(whole[-1].objective / 4)
+    assert (finished.sample["weights.adversarial"], finished.sample["weights.one_hot"]) == (3.0, 0.1), (
+        "the last value of a schedule"
     )
-    journal.note_end(prepared, None)
+    records.record_end(prepared, None)
     content = report.write(prepared, prepared.base)
     assert content["outcomes"] == {"finished": 4, "failed": 1, "pruned": 0, "stopped": 1}
-    assert (prepared.folder / "trials.csv").read_text().count(journal.LOST) == 1
+    assert (prepared.folder / "trials.csv").read_text().count(records.LOST) == 1
     assert [row["trials"] for row in content["correlation"]] == [5] + [4] * 7
     assert [row["student_updates"] for row in content["correlation"]] == [5 * share for share in range(1, 9)]
     page = (prepared.folder / "report.md").read_text()
@@ -382,4 +287,4 @@ def test_the_report_is_written_from_the_folder(prepared: Plan, whole: list[Stand
     chosen = run_folder.read_config(prepared.folder / content["best"]["folder"])[0]
     assert best.weights == chosen.weights
     assert (best.tracking, best.evaluate_every) == (prepared.base.tracking, prepared.base.evaluate_every)
-    assert max(entry.objective or 0.0 for entry in journal.entries(prepared)) == content["best"]["objective"]
+    assert max(record.objective or 0.0 for record in records.trials(prepared)) == content["best"]["objective"]

@@ -12,6 +12,7 @@ from typing import Any
 from harness import files
 from harness.commands.profile import capacity, measure
 from harness.commands.profile.measure import Profile
+from harness.compare.markdown import pipe_table
 from harness.config import Config, identity
 from harness.errors import UserError
 
@@ -20,6 +21,9 @@ STEPS = {"answer": "forward, no graph", "forward": "forward", "backward": "backw
 
 COLOURS = {"answer": "#56b4e9", "forward": "#0072b2", "backward": "#d55e00", "update": "#009e73", "rest": "#b0b0b0"}
 """Okabe and Ito's, which colour-blind readers can tell apart."""
+
+NUM_TEXT = 3
+"""The columns of the table that hold text: the first ones."""
 
 OWN = ("profile.json", "profile.md", "timeline.png", "trace.json")
 """The files of a profile's folder."""
@@ -104,7 +108,7 @@ def terminal(found: Profile) -> str:
     from rich.console import Console
     from rich.table import Column, Table
 
-    table = Table(*(Column(name, justify="left" if i < 3 else "right") for i, name in enumerate(HEADER)))
+    table = Table(*(Column(name, justify="left" if i < NUM_TEXT else "right") for i, name in enumerate(HEADER)))
     for cells in rows(found):
         table.add_row(*cells)
     page = io.StringIO()
@@ -114,8 +118,7 @@ def terminal(found: Profile) -> str:
 
 def markdown(found: Profile) -> list[str]:
     """The same as markdown."""
-    lines = [HEADER, ["---"] * len(HEADER), *rows(found)]
-    return ["| " + " | ".join(cells) + " |" for cells in lines]
+    return pipe_table(HEADER, rows(found), NUM_TEXT)
 
 
 def summary(found: Profile) -> list[str]:
