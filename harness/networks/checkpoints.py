@@ -71,8 +71,9 @@ def read(path: Path) -> Entries:
     found = dict(_entries(content, (), ()))
     if not found:
         keys = first([str(key) for key in content]) if content else "nothing"
+        arrays = ", not numpy's arrays" if any(isinstance(value, Ignored) for value in content.values()) else ""
         raise UserError(
-            f"{path} holds no weights: it has {keys}; expected tensors by name, such as "
+            f"{path} holds no weights: it has {keys}; expected tensors by name{arrays}, such as "
             "torch.save(network.state_dict(), FILE) writes"
         )
     return found

@@ -242,6 +242,8 @@ def _misfit(
     if part and int(part[2]) > 1:
         return f"{path} is one of {int(part[2])} shards of a checkpoint: give the file ending in .index.json beside it"
     best = max(found, key=lambda each: len(each.tensors))
+    if any(key.rpartition(".")[2] == "zero_point" for key in best.unknown):
+        return f"{path} is of a quantised network: give the floating-point weights from before it was quantised"
     wrong = _wrong_shapes(best, expected)
     if best.missing or best.unknown:
         lacks = f"it lacks {first(best.missing)}" if best.missing else ""

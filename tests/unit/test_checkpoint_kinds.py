@@ -241,6 +241,10 @@ REFUSED = {
     ),
     "complex": Kind(saved(instead("head.bias", torch.ones(2) * 1j)), "head.bias holds numbers of type complex64"),
     "quantised": Kind(saved(quantised()), "head.weight holds integers of type qint8"),
+    "a quantised network's": Kind(
+        saved({**quantised(), "head.scale": torch.tensor(0.1), "head.zero_point": torch.tensor(0)}),
+        "is of a quantised network: give the floating-point weights",
+    ),
     "no values": Kind(saved({key: value.to("meta") for key, value in GOOD.items()}), "has no values.* meta: save"),
     "sparse": Kind(saved(instead("head.weight", GOOD["head.weight"].to_sparse())), r"save it as tensor.to_dense\(\)"),
     "indices with fractions": Kind(
@@ -283,6 +287,7 @@ REFUSED = {
         r"it has 1 key \('x'\) .* does not know; this is 'state_dict', others: teacher.entry=ema$",
     ),
     "an unprintable entry": Kind(saved({"a\n\x1b": GOOD, "b": OTHER}), r"teacher.entry=a\?\? or teacher.entry=b$"),
+    "arrays": Kind(saved({key: value.numpy() for key, value in GOOD.items()}), "tensors by name, not numpy's arrays"),
     "a whole network": Kind(saved(small()), "a pickle that would run torch.nn.modules.container.Sequential"),
     "a shard": Kind(
         sharded(give="model-00002-of-00002.safetensors"), "is one of 2 shards .* the file ending in .index.json beside"
