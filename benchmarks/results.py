@@ -13,16 +13,29 @@ from __future__ import annotations
 
 import argparse
 import os
+import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks import methods, pace
+from benchmarks.comparison import spread
 from benchmarks.methods import Run, Suite
 from harness import files
+from harness.compare.markdown import pipe_table
 from harness.errors import UserError
 
 TABLE = Path(__file__).with_name("RESULTS-starts.md")
+
+METRIC = "accuracy"
+
+INTRODUCTION = """# Students that start from their teachers
+
+Written by `python -m benchmarks.results`, which says how its figures come about. Scores are of final states on whole
+test sets, in percent; seconds are of the processor time of one thread (see the rows in benchmarks/results/ for versions,
+commit and date). A name that ends in `half` is a student of half its teacher's multiply-adds, cut out of it.
+"""
 
 METHODS = ["ddad:warm", "dfad", "cmi", "fast"]
 
@@ -60,6 +73,30 @@ PAIRS: dict[str, Suite] = {
     "cifar100-resnet26-half": _cifar100(*_RESNET26, *HALF),
 }
 """A pair of networks, and what its student starts from."""
+
+
+HEADER = ["pair", "method", "seeds", "teacher", "student", "agreement", "seconds", "rounds", "student updates"]
+
+
+def table() -> str:
+    """Every row of every pair, a line for each pair, budget and method, the best student of a pair first."""
+    lines: list[list[str]] = []
+    for pair in PAIRS:
+        groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+        for row in methods.read(methods.RESULTS / f"{pair}.jsonl"):
+            groups.setdefault((row["budget"], row["method"], row["variant"]), []).append(row)
+        for (budget, method, variant), rows in sorted(groups.items(), key=lambda item: -_mean(item[1], "score")):
+            name = method if variant == "paper" else f"{method}:{variant}"
+            seeds = " ".join(str(row["seed"]) for row in sorted(rows, key=lambda row: row["seed"]))
+            scores = [spread([row[key] for row in rows]) for key in ("score", "agreement")]
+            teacher = f"{100 * rows[0]['teacher'][METRIC]:.2f}"
+            counts = [f"{_mean(rows, key):.0f}" for key in ("rounds", "student_updates")]
+            lines.append([pair, name, seeds, teacher, *scores, budget.removeprefix("seconds="), *counts])
+    return "\n".join([INTRODUCTION, *pipe_table(HEADER, lines, num_text=3), ""])
+
+
+def _mean(rows: Sequence[dict[str, Any]], key: str) -> float:
+    return statistics.fmean(row[key] for row in rows)
 
 
 def execute(pair: str, method: str, seed: int, seconds: float) -> dict[str, Any]:
