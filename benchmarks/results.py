@@ -33,7 +33,7 @@ METRIC = "accuracy"
 INTRODUCTION = """# Students that start from their teachers
 
 Written by `python -m benchmarks.results`, which says how its figures come about. Scores are of final states on whole
-test sets, in percent; seconds are of the processor time of one thread (see the rows in benchmarks/results/ for versions,
+test sets, in percent; seconds are of the processor time of one thread (the rows in benchmarks/results/ have versions,
 commit and date). A name that ends in `half` is a student of half its teacher's multiply-adds, cut out of it.
 """
 
