@@ -36,7 +36,7 @@ class BatchEngine:
             list(lasting[name].parameters()) if name in lasting else [] for name in ("head", "start")
         )
         self._kept = [optimizers.build(part, settings) if part else None for part in (self._head, self._start)]
-        self._ended = torch.zeros((), device=own.device)
+        self._ended = self._own_square = torch.zeros((), device=own.device)
         self.begin()
 
     def begin(self) -> None:
@@ -52,11 +52,14 @@ class BatchEngine:
     def backward(self, loss: Tensor) -> bool:
         """The gradients of a step; every step is complete."""
         loss.backward()
+        assert self.own.grad is not None
         if self.world_size > 1:
-            assert self.own.grad is not None
             self.own.grad.div_(self.world_size)
+        self._own_square = self.own.grad.square().sum()
+        if self.world_size > 1:
             grads = [parameter.grad for parameter in (*self.shared, *self._head) if parameter.grad is not None]
-            means = total(torch.cat([grad.flatten() for grad in grads])) / self.world_size if grads else Tensor()
+            sums = total(torch.cat([self._own_square.view(1), *(grad.flatten() for grad in grads)]))
+            self._own_square, means = sums[0], sums[1:] / self.world_size
             for grad, mean in zip(grads, means.split([grad.numel() for grad in grads]), strict=True):
                 grad.copy_(mean.view_as(grad))
         for start, parameter in zip(self._start, self.shared, strict=False):  # where nothing lasts there is no start
@@ -64,17 +67,26 @@ class BatchEngine:
             start.grad = parameter.grad.clone() if start.grad is None else start.grad.add_(parameter.grad)
         return True
 
-    def step(self, learning_rate: float, ended: Tensor) -> None:
-        """One update, unless `ended` is 1; the gradients are freed."""
+    def step(self, learning_rate: float, ended: Tensor) -> Tensor:
+        """One update, unless `ended` is 1 or the gradient is not finite; returns the norm over all images as well."""
+        learning = (*self.shared, *self._head)
+        norm = (self._own_square + optimizers.total_norm(learning).square()).sqrt()
         if self.settings.clip > 0:
-            nn.utils.clip_grad_norm_(self.shared, self.settings.clip)
-        self._ended = ended
-        _update(self.optimizer, learning_rate, ended, self.latent_lr)
-        _update(self._kept[0], learning_rate, ended)
+            nn.utils.clip_grads_with_norm_((self.own, *learning), self.settings.clip, norm)
+        self._ended = optimizers.skips(ended, norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        if self.latent_lr is not None:
+            self.optimizer.param_groups[0]["lr"] = self.latent_lr
+        optimizers.step(self.optimizer, self._ended)
+        if self._kept[0]:
+            optimizers.update(self._kept[0], learning_rate, self._ended)
+        return norm
 
     def finish(self, learning_rate: float) -> None:
         """The batch is made: what the next one starts from learns."""
-        _update(self._kept[1], learning_rate, self._ended)
+        if self._kept[1]:
+            optimizers.update(self._kept[1], learning_rate, self._ended)
 
     def weights(self) -> dict[str, Tensor]:
         """What lasts, by name, on the CPU: the same on every process."""
@@ -102,18 +114,3 @@ class BatchEngine:
         """That of each parameter of the head and of the start."""
         pairs = zip(self._kept, (self._head, self._start), strict=True)
         return [optimizer for optimizer, part in pairs if optimizer for _ in part]
-
-
-def _update(
-    optimizer: torch.optim.Optimizer | None, learning_rate: float, ended: Tensor, first: float | None = None
-) -> None:
-    """One update of everything at one rate, or of the first group at its own; nothing where nothing learns."""
-    if optimizer is None:
-        return
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
-    if first is not None:
-        optimizer.param_groups[0]["lr"] = first
-    optimizer.found_inf = ended  # type: ignore[attr-defined]  # torch.amp's hook, which fused optimisers heed
-    optimizer.step()
-    optimizer.zero_grad()

@@ -30,8 +30,11 @@ class Engine(Protocol):
     def backward(self, loss: Tensor) -> bool:
         """Adds the gradients of a micro-batch, averaged over processes; True where the batch is complete."""
 
-    def step(self, learning_rate: float, ended: Tensor) -> None:
-        """One update, unless `ended` is 1, after which the gradients are gone."""
+    def step(self, learning_rate: float, ended: Tensor) -> Tensor:
+        """One update, unless `ended` is 1 or the gradient is not finite; the gradients are freed.
+
+        Returns the L2 norm of the gradient over all parameters and processes, a scalar: what `clip` bounds.
+        """
 
     def weights(self) -> dict[str, Tensor]:
         """Parameters and buffers by name, unsharded, on the CPU; every process has to ask."""
@@ -79,15 +82,13 @@ class ReplicatedEngine:
         self._behind = (self._behind + 1) % self.micro_batches
         return self._behind == 0
 
-    def step(self, learning_rate: float, ended: Tensor) -> None:
-        """One update, unless `ended` is 1; the gradients are freed."""
+    def step(self, learning_rate: float, ended: Tensor) -> Tensor:
+        """One update, unless `ended` is 1 or the gradient is not finite; returns the gradient's norm."""
+        norm = optimizers.total_norm(self.parameters)
         if self.settings.clip > 0:
-            nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.optimizer.found_inf = ended  # type: ignore[attr-defined]  # torch.amp's hook, which fused optimisers heed
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+            nn.utils.clip_grads_with_norm_(self.parameters, self.settings.clip, norm)
+        optimizers.update(self.optimizer, learning_rate, optimizers.skips(ended, norm))
+        return norm
 
     def weights(self) -> dict[str, Tensor]:
         """Parameters and buffers by name, on the CPU; buffers are those of rank 0."""

@@ -54,20 +54,17 @@ class ShardedEngine:
         loss.backward()
         return complete
 
-    def step(self, learning_rate: float, ended: Tensor) -> None:
-        """One update, unless `ended` is 1; the gradients are freed."""
+    def step(self, learning_rate: float, ended: Tensor) -> Tensor:
+        """One update, unless `ended` is 1 or the gradient is not finite; returns the norm over all shards."""
         for part, parameter in zip(self._shards, self.parameters, strict=True):
             part.data = _shard_of(parameter)  # FSDP may have moved it when the network first ran
             part.grad = None if parameter.grad is None else _shard_of(parameter.grad)
             parameter.grad = None
+        norm = total(optimizers.total_norm(self._shards).square()).sqrt()
         if self.settings.clip > 0:
-            own = nn.utils.get_total_norm(part.grad for part in self._shards if part.grad is not None)
-            nn.utils.clip_grads_with_norm_(self._shards, self.settings.clip, total(own.square()).sqrt())
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.optimizer.found_inf = ended  # type: ignore[attr-defined]  # torch.amp's hook, which fused optimisers heed
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+            nn.utils.clip_grads_with_norm_(self._shards, self.settings.clip, norm)
+        optimizers.update(self.optimizer, learning_rate, optimizers.skips(ended, norm))
+        return norm
 
     def weights(self) -> dict[str, Tensor]:
         """Parameters and buffers by name, unsharded, on the CPU; the same on every process."""

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from harness.config import Optimizer
 
@@ -35,3 +35,27 @@ def learning_rate(settings: Optimizer, progress: float) -> float:
     if settings.schedule == "multistep":
         return settings.lr * settings.gamma ** bisect_right(settings.milestones, progress)
     return settings.lr
+
+
+def update(optimizer: torch.optim.Optimizer, learning_rate: float, skip: Tensor) -> None:
+    """One update of all parameter groups at one rate, unless `skip` is 1; the gradients are freed."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    step(optimizer, skip)
+
+
+def step(optimizer: torch.optim.Optimizer, skip: Tensor) -> None:
+    """One update at the rates that the groups have, unless `skip` is 1; the gradients are freed."""
+    optimizer.found_inf = skip  # type: ignore[attr-defined]  # torch.amp's hook, which fused optimisers read
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def skips(ended: Tensor, norm: Tensor) -> Tensor:
+    """1.0 where `ended` is 1 or a gradient norm is not finite, else 0.0; the host does not wait for the device."""
+    return ended.maximum((~norm.isfinite()).to(ended))
+
+
+def total_norm(parameters: Iterable[Tensor]) -> Tensor:
+    """L2 norm over all gradients that the parameters have, a scalar; 0 where none has one."""
+    return nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])

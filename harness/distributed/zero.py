@@ -22,6 +22,7 @@ from torch.distributed import HashStore  # type: ignore[attr-defined]
 from torch.nn import functional as F
 
 from harness.config import Config, Optimizer
+from harness.distributed import optimizers
 from harness.distributed.engines import ReplicatedEngine, under, whole
 from harness.errors import UserError
 
@@ -96,13 +97,20 @@ class ZeroEngine(ReplicatedEngine):
             self._wrapped.step()  # no update: this is how it counts
         return complete
 
-    def step(self, learning_rate: float, ended: Tensor) -> None:
-        """One update, clipped as the plugin says, unless `ended` is 1; the gradients are freed."""
+    def step(self, learning_rate: float, ended: Tensor) -> Tensor:
+        """One update, clipped as the plugin says, unless `ended` is 1 or the gradient is not finite; returns its norm.
+
+        From stage 1 on DeepSpeed computes the norm itself, and skips the update where the norm is not finite.
+        """
+        norm = optimizers.total_norm(self.parameters) if self.stage == 0 else None
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        # At every stage the update itself is still torch's fused one, which heeds torch.amp's hook.
-        self.optimizer.found_inf = ended  # type: ignore[attr-defined]
+        # At every stage the update itself is still torch's fused one, which reads torch.amp's hook.
+        self.optimizer.found_inf = ended if norm is None else optimizers.skips(ended, norm)  # type: ignore[attr-defined]
         self._wrapped.step()
+        if norm is None:
+            norm = torch.as_tensor(self._wrapped.get_global_grad_norm(), dtype=torch.float32, device=ended.device)
+        return norm
 
     def weights(self) -> dict[str, Tensor]:
         """Parameters and buffers by name, unsharded, on the CPU; every process has to ask."""

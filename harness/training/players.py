@@ -19,9 +19,9 @@ from harness.training.average import Average
 
 
 class Health:
-    """A latch on the device: once a loss is not finite, nobody updates any more, and the term is named.
+    """A latch on the device: once a loss or a gradient is not finite, no network is updated, and the message names it.
 
-    Losses are global, so every process latches in the same turn.
+    Losses and gradient norms are global, so every process latches in the same turn.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -31,27 +31,32 @@ class Health:
 
     def watch(self, player: str, terms: Terms) -> Tensor:
         """Takes in a turn's terms; returns 1.0 where updates have ended, else 0.0, as optimisers' `found_inf`."""
-        bad = ~torch.stack([*terms.values.values(), terms.total.detach()]).isfinite()
-        first = self._index(player, (*terms.values, "total")).take(
-            bad.long().argmax()
-        )  # [...] would wait for the device
+        names = tuple(f"{player}/{name}" for name in (*terms.values, "total"))
+        return self._latch(names, torch.stack([*terms.values.values(), terms.total.detach()]))
+
+    def watch_gradient(self, player: str, norm: Tensor) -> None:
+        """Takes in the gradient norm of an update, a scalar; the engine has skipped the update where it is not finite."""
+        self._latch((f"the gradient of {player} ({player}/gradient_norm)",), norm.view(1))
+
+    def verify(self) -> None:
+        """Raises Diverged, naming the term or the gradient, where one was not finite."""
+        if blame := int(self._blame):
+            raise Diverged(f"{self._names[blame - 1]} is not finite")
+
+    def _latch(self, names: tuple[str, ...], values: Tensor) -> Tensor:
+        bad = ~values.isfinite()
+        first = self._index(names).take(bad.long().argmax())  # [...] would wait for the device
         self._blame = torch.where((self._blame == 0) & bad.any(), first, self._blame)
         if not self._blame.is_cuda:  # reading costs nothing here; elsewhere it waits for the log interval
             self.verify()
         return (self._blame != 0).float()
 
-    def verify(self) -> None:
-        """Raises Diverged, naming the term, when a loss was not finite."""
-        if blame := int(self._blame):
-            raise Diverged(f"{self._names[blame - 1]} is not finite")
-
-    def _index(self, player: str, names: tuple[str, ...]) -> Tensor:
-        full = tuple(f"{player}/{name}" for name in names)
-        if full not in self._indices:
+    def _index(self, names: tuple[str, ...]) -> Tensor:
+        if names not in self._indices:
             start = len(self._names) + 1
-            self._names.extend(full)
-            self._indices[full] = torch.arange(start, start + len(full), device=self._blame.device)
-        return self._indices[full]
+            self._names.extend(names)
+            self._indices[names] = torch.arange(start, start + len(names), device=self._blame.device)
+        return self._indices[names]
 
 
 class Player:
@@ -65,6 +70,7 @@ class Player:
         self.settings = settings
         self.num_updates = num_updates
         self.updates = 0
+        self.gradient_norm: Tensor | None = None  # of the last update, before clipping
         self.health = health
         self.average: Average | None = None  # of its weights, where it is the average that the run is for
         self.compared = NOTHING  # the layers whose outputs its terms compare
@@ -94,13 +100,14 @@ class Player:
         return self.engine.guest(inputs)
 
     def descend(self, terms: Terms) -> None:
-        """One update along the gradient of `terms.total`, unless a loss so far was not finite.
+        """One update along the gradient of `terms.total`, unless a loss or a gradient so far was not finite.
 
         Where a batch comes in parts, the last of them brings the update.
         """
         ended = self.health.watch(self.name, terms)
         if self.engine.backward(terms.total):
-            self.engine.step(self.learning_rate(), ended)
+            self.gradient_norm = self.engine.step(self.learning_rate(), ended)
+            self.health.watch_gradient(self.name, self.gradient_norm)
             self.updates += 1
             if self.average:
                 self.average.update(self.updates)
@@ -109,9 +116,10 @@ class Player:
         """The weights that the run is for: the last ones or their average; every process has to ask."""
         return self.average.weights() if self.average else self.engine.weights()
 
-    def learning_rate(self) -> float:
-        """That of the next update, by the schedule."""
-        return optimizers.learning_rate(self.settings, self.updates / self.num_updates)
+    def learning_rate(self, updates: int | None = None) -> float:
+        """The schedule's rate after a number of updates; None: after those so far, which is the next update's."""
+        done = self.updates if updates is None else updates
+        return optimizers.learning_rate(self.settings, done / self.num_updates)
 
     def _learn(self, learning: bool) -> None:
         for parameter in self.parameters:

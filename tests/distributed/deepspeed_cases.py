@@ -21,7 +21,7 @@ from harness.distributed.runtime import leave
 from harness.errors import UserError
 from harness.training import checkpoint
 from harness.training.machine import Machine
-from tests.distributed import cases
+from tests.distributed import cases, slopes
 
 ROUNDS, HALF = 5, 3
 STAGES = ((0, 0), (1, 1), (2, 2), (3, 3), (2, 3))
@@ -136,6 +136,11 @@ def play_all(out: Path) -> None:
             machine = spread(stages, over)
             cases.play(machine)
             ends(machine, out / f"{name(stages)}.{variant}")
+        found[name(stages)]["skipped"] = [
+            slopes.skipped(spread(stages, merge(over, {"student": {"network": slopes.STUDENT}})), turn)
+            for over in (PLAIN, VARIANTS["clipped"])
+            for turn in (0, 5)
+        ]
     for case, over in {"normalised": NORMALISED, "bf16": BF16}.items():
         machine = spread((3, 3), over)
         cases.play(machine)

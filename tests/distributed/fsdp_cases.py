@@ -19,7 +19,7 @@ from harness.distributed.runtime import leave
 from harness.errors import UserError
 from harness.training import checkpoint, evaluate
 from harness.training.machine import Machine
-from tests.distributed import cases
+from tests.distributed import cases, slopes
 
 FSDP: Overlay = {"distributed": {"strategy": "fsdp"}}
 BLOCKS: Overlay = {"student": {"network": f"{__file__}:blocks"}}
@@ -114,6 +114,8 @@ def everything(out: Path) -> None:
     cases.play(local, rounds=3)
     end("local", local)
     found["latched"] = latched()
+    undefined = cases.build(merge(FSDP, {"student": {"network": slopes.STUDENT}}))
+    found["skipped"] = [slopes.skipped(undefined, turn) for turn in (0, 2)]
     found["bf16"] = low_precision()
     found["refused"] = [refused(over) for over in REFUSED]
     (out / f"{rank}.json").write_text(json.dumps(found))

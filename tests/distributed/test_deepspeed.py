@@ -22,6 +22,11 @@ from tests.distributed.deepspeed_cases import BF16, HALF, NORMALISED, PLAIN, STA
 TOLERANCE = 1e-6
 """Of fp32 after 5 rounds."""
 
+SKIPPED = [
+    [f"the gradient of {player} ({player}/gradient_norm) is not finite", True] for player in ("student", "generator")
+]
+"""What a student's and a generator's turn end in: a message, and a network that is as it was."""
+
 State = dict[str, Tensor]
 
 
@@ -100,6 +105,12 @@ class TestTwoProcesses:
     def test_the_latch_skips_updates(self, found: dict[str, Any], stages: tuple[int, int]) -> None:
         assert found[name(stages)]["latched"]
         assert found[name(stages)]["frozen"]
+
+    @pairs
+    def test_a_gradient_that_is_not_finite_stops_before_the_update(
+        self, found: dict[str, Any], stages: tuple[int, int]
+    ) -> None:
+        assert found[name(stages)]["skipped"] == SKIPPED * 2
 
     def test_stage_3_holds_no_whole_weights(self, found: dict[str, Any]) -> None:
         assert found["3-3"]["held"] == 0 < found["2-2"]["held"]

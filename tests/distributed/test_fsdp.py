@@ -73,6 +73,14 @@ def test_a_resumed_run_goes_on_to_the_bit(found: list[dict[str, Any]]) -> None:
     assert found[0]["resumed"] == found[0]["blocks, adam"]
 
 
+def test_a_gradient_that_is_not_finite_stops_before_the_update(found: list[dict[str, Any]]) -> None:
+    for rank in found:
+        assert rank["skipped"] == [
+            [f"the gradient of {player} ({player}/gradient_norm) is not finite", True]
+            for player in ("student", "generator")
+        ]
+
+
 def test_checkpoints_go_from_one_process_to_shards_and_back(alone: dict[str, State], out: Path) -> None:
     assert cases.distance(load_file(out / "from one process.safetensors"), alone["blocks, adam"]) < 1e-8
     assert cases.distance(cases.state(fsdp_cases.resumed(out / "together")), alone["blocks, adam"]) < 1e-8

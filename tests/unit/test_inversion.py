@@ -22,6 +22,7 @@ from harness.networks import layers
 from harness.training import checkpoint, distill
 from harness.training.inversion import Inversion, num_steps
 from harness.training.machine import Machine
+from tests.distributed import slopes
 from tests.unit.test_baselines import build, play_round
 from tests.unit.test_losses import P, Q, logits, value
 from tune import probe
@@ -209,6 +210,38 @@ def test_replayed_images_are_seen_in_crops_and_the_teacher_is_asked_of_them() ->
     assert x.shape == plain.shape and not torch.equal(x, plain)
     with torch.no_grad():
         assert torch.equal(t.logits, built.teacher.module(x))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_gradient_that_is_not_finite_stops_a_batch(method: str) -> None:
+    over = {"teacher": {"network": slopes.TEACHER, "checkpoint": "untrained"}, "inversion": {"steps": 2}}
+    message = "the gradient of generator (generator/gradient_norm) is not finite"
+    assert slopes.skipped(build(method, over=over), 0) == [message, True]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_batch_is_clipped_as_a_whole(method: str) -> None:
+    """Images or latents, the generator that they share, and the contrastive head: one norm over all of them."""
+    built = build(method, over={"inversion": {"steps": 1}, "generator": {"clip": 1e-3, "lr": 1e-9}})
+    engine = maker(built).engine
+    found: list[Tensor] = []
+
+    def note(optimizer: torch.optim.Optimizer, *rest: object) -> None:
+        found.extend(p.grad.flatten().clone() for group in optimizer.param_groups for p in group["params"])
+
+    for optimizer in filter(None, engine._kept[:1]):
+        optimizer.register_step_pre_hook(note)
+    begin = engine.begin
+
+    def begin_noted() -> None:
+        begin()
+        engine.optimizer.register_step_pre_hook(note)
+
+    engine.begin = begin_noted  # type: ignore[method-assign]
+    built.play(0, 0)
+    assert torch.cat(found).norm().item() == pytest.approx(1e-3, rel=1e-3)
+    assert maker(built).player.gradient_norm is not None
+    assert maker(built).player.gradient_norm.item() > 1e-3
 
 
 @pytest.mark.parametrize("method", METHODS)

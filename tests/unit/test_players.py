@@ -14,6 +14,7 @@ from harness.distributed.optimizers import learning_rate
 from harness.errors import Diverged, UserError
 from harness.training import checkpoint
 from harness.training.machine import Machine
+from tests.distributed import slopes
 from tests.unit.test_turns import build
 
 
@@ -46,6 +47,32 @@ def test_clipping_bounds_the_step() -> None:
     built.play(0, 0)
     moved = torch.stack([(a - b).norm() for a, b in zip(before, built.student.parameters, strict=True)]).norm()
     assert moved.item() == pytest.approx(1e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+@pytest.mark.parametrize(("turn", "player"), [(0, "student"), (2, "generator")])
+def test_a_gradient_that_is_not_finite_stops_before_the_update(turn: int, player: str, clip: float) -> None:
+    """The losses of the turn are finite: the message names the gradient, and no weight and no moment has changed."""
+    over = {"student": {"network": slopes.STUDENT, "clip": clip}, "generator": {"clip": clip}}
+    built = build(over)
+    message = f"the gradient of {player} ({player}/gradient_norm) is not finite"
+    assert slopes.skipped(built, turn) == [message, True]
+
+
+def test_the_norm_is_that_before_clipping() -> None:
+    free, clipped = build(), build({"student": {"clip": 1e-3}})
+    for built in (free, clipped):
+        built.student.engine.optimizer.register_step_pre_hook(
+            lambda optimizer, *rest, built=built: gradients.update(
+                {built: torch.cat([p.grad.flatten() for p in optimizer.param_groups[0]["params"]])}
+            )
+        )
+    gradients: dict[Machine, torch.Tensor] = {}
+    for built in (free, clipped):
+        built.play(0, 0)
+        assert built.student.gradient_norm is not None
+        assert built.student.gradient_norm.item() == pytest.approx(gradients[free].norm().item())
+    assert gradients[clipped].norm().item() == pytest.approx(1e-3, rel=1e-3)
 
 
 def play_round(built: Machine, index: int) -> None:
