@@ -2,53 +2,46 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from datetime import timedelta
 from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
-from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch import distributed as dist
 
 from harness.config import Config, Optimizer
-from harness.distributed import speed, system, zero
+from harness.distributed import processes, speed, system, zero
 from harness.distributed.batch_norm import synchronise
 from harness.distributed.collectives import loss_sum
 from harness.distributed.engines import Engine, ReplicatedEngine
-from harness.distributed.roll import Roll
+from harness.distributed.requests import Requests
+from harness.distributed.status import Status
 from harness.errors import Lost, UserError
 
 Value = TypeVar("Value")
 
-ROUNDS_BETWEEN_LOOKS = 10
-"""On a GPU, rounds between two looks at whether a process wants to stop."""
-
-
 class Runtime:
-    """This process among those of the run."""
+    """This process among those of the run. `close` resets the switches of torch that `speed` asked for."""
 
     def __init__(self, config: Config) -> None:
         """Joins the processes that a launcher started; UserError where they are not those that were asked for."""
         self.config = config
-        _check(config, launched_world_size())
+        launched = processes.launched_world_size()
+        processes.check(config, launched)
         self._zero = config.distributed.strategy == "deepspeed"
         # Accelerate keeps one process-wide state and refuses another precision: a second run starts afresh.
         AcceleratorState._reset_state(True)
-        self.accelerator = zero.accelerator(config) if self._zero else _accelerator(config)
-        if self.world_size != launched_world_size():
+        self.accelerator = zero.accelerator(config) if self._zero else processes.accelerator(config)
+        if self.world_size != launched:
             raise UserError(
-                f"the launcher started {launched_world_size()} processes, Accelerate found {self.world_size}: "
+                f"the launcher started {launched} processes, Accelerate found {self.world_size}: "
                 "start them with torchrun, or as docs/distributed.md says"
             )
-        speed.prepare(config, self.device, self.world_size)
+        self.close = speed.switch(config, self.device, self.world_size)
         self.dtype = torch.float64 if config.precision == "fp64" else torch.float32
-        self._wish: str | None = None
-        self._flag, self._asked = torch.zeros(()), 0
+        self.requests = Requests(self.world_size)
 
     @property
     def device(self) -> torch.device:
@@ -67,9 +60,9 @@ class Runtime:
         return int(self.accelerator.num_processes)
 
     @cached_property
-    def roll(self) -> Roll | None:
-        """Where the processes stand; None for a single one."""
-        return Roll(self.rank, self.world_size) if self.world_size > 1 else None
+    def status(self) -> Status | None:
+        """What the processes report to each other outside of collectives; None for a single one."""
+        return Status(self.rank, self.world_size, self.config.distributed.timeout) if self.world_size > 1 else None
 
     def place(self, module: nn.Module) -> nn.Module:
         """A network that is not trained, frozen, on this process's device."""
@@ -143,23 +136,13 @@ class Runtime:
         return zero.autocast(self.arrange(module), self.device, self.config.precision)
 
     def reduce(self, sums: Tensor) -> Tensor:
-        """Sums [N] over all processes, differentiably; with them goes whether any process wants to stop."""
+        """Sums [N] over all processes, differentiably; `requests` travel with them."""
         if self.world_size == 1:
             return sums
-        flag = sums.new_full((1,), float(self._wish is not None))
-        summed = loss_sum(torch.cat([sums, flag]))
-        self._flag = summed[-1].detach()
-        return summed[:-1]
-
-    def stopping(self, wish: str | None) -> str | None:
-        """After a round: why all processes stop here, or None. Of several, one's wish counts from the next round on."""
-        if self.world_size == 1:
-            return wish
-        told, self._wish = self._wish, wish
-        self._asked += 1
-        if self._flag.is_cuda and self._asked % ROUNDS_BETWEEN_LOOKS:
-            return None  # reading it waits for the device
-        return next(filter(None, self.gather(told))) if self._flag else None
+        counts = self.requests.counts(sums)
+        summed = loss_sum(torch.cat([sums, counts]))
+        self.requests.receive(summed[-len(counts) :].detach())
+        return summed[: -len(counts)]
 
     def gather(self, value: Value) -> list[Value]:
         """What every process hands in, in the order of their ranks."""
@@ -171,23 +154,40 @@ class Runtime:
 
     def together(self, work: Callable[[], Value]) -> Value:
         """What `work` returns here; a mistake that any process finds in it is everyone's."""
-        value, mistake = _attempt(work)
+        value, mistake = _result_or_mistake(work)
         for rank, found in enumerate(self.gather(mistake)):
             if found:
                 raise UserError(found if rank == 0 else f"rank {rank}: {found}")
         return value  # type: ignore[return-value]  # it is there where no mistake is
 
     def first(self, work: Callable[[], Value]) -> Value:
-        """What `work` returns on rank 0, where alone it is done; its mistake is everyone's too."""
-        outcome = _attempt(work) if self.rank == 0 else (None, None)
-        if self.world_size > 1:
-            box = [outcome]
-            dist.broadcast_object_list(box, src=0)
-            outcome = box[0]
-        value, mistake = outcome
+        """What `work` returns on rank 0, the only one to do it; its mistake is everyone's too.
+
+        The others wait for as long as rank 0 works, also beyond `distributed.timeout`.
+        """
+        value, mistake = self._broadcast(lambda: _result_or_mistake(work))
         if mistake:
             raise UserError(mistake)
         return value  # type: ignore[return-value]  # as above
+
+    def on_first(self, work: Callable[[], Value]) -> Value | None:
+        """`first` for work whose value stays on rank 0; the others get None."""
+        values: list[Value] = []
+        self.first(lambda: values.append(work()))
+        return values[0] if values else None
+
+    def _broadcast(self, work: Callable[[], Value]) -> Value:
+        """What `work` returns on rank 0, on all processes."""
+        if self.status is None:
+            return work()
+        box: list[Any] = [None]
+        if self.rank == 0:
+            with self.status.working():
+                box = [work()]
+        else:
+            self.status.wait()
+        dist.broadcast_object_list(box, src=0)
+        return box[0]  # type: ignore[no-any-return]
 
     def system(self) -> dict[str, float]:
         """What every node is doing, by "system/node<k>/NAME"."""
@@ -195,22 +195,17 @@ class Runtime:
         samples = self.gather(None if node is None else (node, system.sample()))
         return {f"system/node{k}/{name}": value for k, found in filter(None, samples) for name, value in found.items()}
 
-    def stand(self, round_index: int) -> None:
-        """Notes where the others can see it that this process begins a round."""
-        if self.roll:
-            self.roll.stand(round_index)
+    def begin_round(self, round_index: int) -> None:
+        """Reports to the other processes that this one begins a round."""
+        if self.status:
+            self.status.begin_round(round_index)
 
-    def blame(self, error: Exception) -> Exception:
-        """The exception to end with where `error` came up: Lost where another process brought it about."""
-        culprit = self.roll.last_words(error) if self.roll else None
+    def cause(self, error: Exception) -> Exception:
+        """The exception to end with where `error` was raised: Lost where another process caused it."""
+        culprit = self.status.end(error) if self.status else None
         if culprit is None:
             return error
         return Lost(f"{culprit}; the last checkpoint is kept: the same command goes on from there")
-
-
-def launched_world_size() -> int:
-    """Processes that the launcher says it started; 1 without one."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def leave() -> None:
@@ -220,53 +215,8 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def _accelerator(config: Config) -> Accelerator:
-    """The Accelerator of one process, or of DDP; joins the processes."""
-    return Accelerator(
-        cpu=not torch.cuda.is_available(),
-        mixed_precision="bf16" if config.precision == "bf16" else "no",
-        kwargs_handlers=[
-            InitProcessGroupKwargs(timeout=timedelta(seconds=config.distributed.timeout)),
-            # Buffers are equal already. Without find_unused_parameters DDP changes the order of its sums after the
-            # first backward, and a resumed run of 3 or more processes would not be equal to the bit.
-            DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True),
-        ],
-    )
-
-
-def _check(config: Config, found: int) -> None:
-    """UserError unless `found` processes are what the configuration asks for."""
-    wanted, least = config.distributed.world_size, config.distributed.min_world_size
-    if wanted is not None and not (least or wanted) <= found <= wanted:
-        asked = f"{wanted} processes" if least is None else f"{least} to {wanted} processes"
-        raise UserError(
-            f"distributed.world_size={wanted}: this run was asked for on {asked} and finds {found}: start it with a "
-            "launcher, such as `ddad launch --nproc N`, or change distributed.world_size"
-        )
-    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if found > 1 and config.distributed.strategy == "single":
-        raise UserError(
-            f"distributed.strategy=single runs on one process, the launcher started {found}: "
-            "set distributed.strategy=ddp, or start ddad without a launcher"
-        )
-    if config.distributed.shard_teacher and config.distributed.strategy != "fsdp":
-        raise UserError(
-            f"distributed.shard_teacher=true needs distributed.strategy=fsdp, not {config.distributed.strategy}: "
-            "set that, or distributed.shard_teacher=false"
-        )
-    if config.batch_size // config.micro_batches < found:
-        raise UserError(
-            f"batch_size={config.batch_size} in {config.micro_batches} micro-batch(es) leaves none for some of "
-            f"{found} processes: set batch_size to at least {found * config.micro_batches}"
-        )
-    if found > 1 and missing:
-        raise UserError(
-            f"WORLD_SIZE={found} without {', '.join(missing)} in the environment: start the processes with a launcher, "
-            "such as `ddad launch --nproc N`, or unset WORLD_SIZE"
-        )
-
-
-def _attempt(work: Callable[[], Value]) -> tuple[Value | None, str | None]:
+def _result_or_mistake(work: Callable[[], Value]) -> tuple[Value | None, str | None]:
+    """(what `work` returns, None), or (None, the message of its UserError)."""
     try:
         return work(), None
     except UserError as error:

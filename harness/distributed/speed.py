@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
-from typing import TypeVar
+from contextlib import ExitStack
+from typing import Any, TypeVar
 
 import torch
 from torch.utils import _pytree as pytree
@@ -22,21 +23,33 @@ MAX_GRAPHS = 64
 Call = TypeVar("Call", bound=Callable[..., object])
 
 
-def prepare(config: Config, device: torch.device, world_size: int) -> None:
-    """Sets torch's own switches; UserError for what the device or the number of processes does not allow."""
+def switch(config: Config, device: torch.device, world_size: int) -> Callable[[], None]:
+    """Sets torch's own switches, which hold for the whole process; returns what sets them back.
+
+    UserError for what the device or the number of processes does not allow.
+    """
     wanted = config.speed
     for name in ("cuda_graphs", "tf32"):
         if getattr(wanted, name) and device.type != "cuda":
             raise UserError(f"speed.{name}=true needs a GPU, this run is on the {device.type}: set it to null")
     if wanted.cuda_graphs:
         _check_graphs(config)
+    undo = ExitStack()
     if wanted.compile:
         _check_compile(config, device, world_size)
         # Graphs are counted by code, not by network: all runs of this process, such as a sweep's, count together.
-        torch._dynamo.config.recompile_limit = MAX_GRAPHS
+        _set(undo, torch._dynamo.config, "recompile_limit", MAX_GRAPHS)
     if device.type == "cuda" and wanted.tf32 is not None:
         # The newer switches, fp32_precision, make these raise when they are read, as torch.compile does here and there.
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = wanted.tf32
+        for owner in (torch.backends.cuda.matmul, torch.backends.cudnn):
+            _set(undo, owner, "allow_tf32", wanted.tf32)
+    return undo.close
+
+
+def _set(undo: ExitStack, owner: Any, name: str, value: Any) -> None:
+    """Sets an attribute; `undo` will set it back."""
+    undo.callback(setattr, owner, name, getattr(owner, name))
+    setattr(owner, name, value)
 
 
 def compiled(call: Call, config: Config) -> Call:
