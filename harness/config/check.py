@@ -58,8 +58,8 @@ def _check_numbers(values: Values) -> None:
     _need(values, "classes", values["classes"] >= 2, "the number of classes, at least 2")
     divides = values["batch_size"] % values["micro_batches"] == 0
     _need(values, "micro_batches", divides, f"a divisor of batch_size={values['batch_size']}")
-    minutes = values["max_minutes"]
-    _need(values, "max_minutes", minutes is None or minutes > 0, "above 0, or null")
+    for path in ("max_minutes", "checkpoint.minutes", "log_seconds"):
+        _need(values, path, values[path] is None or values[path] > 0, "above 0, or null")
 
 
 def _check_names(values: Values) -> None:

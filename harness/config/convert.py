@@ -14,7 +14,7 @@ from harness.config.parse import Overlay
 from harness.errors import UserError
 
 BOOKKEEPING = frozenset(
-    {"distributed", "tracking", "checkpoint", "pictures", "log_every", "evaluate_every", "max_minutes"}
+    {"distributed", "tracking", "checkpoint", "pictures", "log_every", "log_seconds", "evaluate_every", "max_minutes"}
 )
 """Fields that do not determine the result: only these may change when a run is resumed."""
 

@@ -81,6 +81,8 @@ class Config:
     """Write generated images to the run folder and to MLflow."""
     log_every: int = 10
     """Rounds between two reports."""
+    log_seconds: float | None = 30.0
+    """Seconds after which there is a report at the end of the round, whichever comes first; null: by rounds alone."""
     evaluate_every: int = 0
     """Rounds between two evaluations along the way, for a curve; 0: only at the end."""
     max_minutes: float | None = None

@@ -65,9 +65,12 @@ class Tracking:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """How often the state of a run is saved."""
+    """How often the state of a run is saved: by rounds or by time, whichever comes first."""
 
     every: int = 50
     """Rounds between checkpoints."""
+    minutes: float | None = 5.0
+    """Minutes after which a checkpoint is written at the end of the round, or of the turn where that takes more than
+    seconds; null: by rounds alone."""
     keep: int = 2
     """How many of the latest are kept."""

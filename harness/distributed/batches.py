@@ -103,8 +103,11 @@ class BatchEngine:
         }
 
     def load(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> None:
-        """Takes over what `weights` and `moments` gave."""
+        """Takes over what `weights` and `moments` gave; what an unfinished batch has added is dropped."""
         self.lasting.load_state_dict(weights)
+        for optimizer in filter(None, self._kept):
+            optimizer.state.clear()
+            optimizer.zero_grad()
         parts = dict(zip((*self._head, *self._start), self._optimizers(), strict=True))
         for name, parameter in self.lasting.named_parameters():
             if state := under(moments, f"{name}/"):

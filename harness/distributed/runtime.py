@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
@@ -21,6 +20,7 @@ from harness.distributed.status import Status
 from harness.errors import Lost, UserError
 
 Value = TypeVar("Value")
+
 
 class Runtime:
     """This process among those of the run. `close` resets the switches of torch that `speed` asked for."""
@@ -42,6 +42,8 @@ class Runtime:
         self.close = speed.switch(config, self.device, self.world_size)
         self.dtype = torch.float64 if config.precision == "fp64" else torch.float32
         self.requests = Requests(self.world_size)
+        several, timeout = self.world_size > 1, config.distributed.timeout
+        self.status = Status(self.rank, self.world_size, timeout) if several else None
 
     @property
     def device(self) -> torch.device:
@@ -58,11 +60,6 @@ class Runtime:
     def world_size(self) -> int:
         """Number of processes W."""
         return int(self.accelerator.num_processes)
-
-    @cached_property
-    def status(self) -> Status | None:
-        """What the processes report to each other outside of collectives; None for a single one."""
-        return Status(self.rank, self.world_size, self.config.distributed.timeout) if self.world_size > 1 else None
 
     def place(self, module: nn.Module) -> nn.Module:
         """A network that is not trained, frozen, on this process's device."""

@@ -1,11 +1,12 @@
 """Atomic save and resume. One unsharded file: parameters, buffers and optimiser moments by parameter name.
 
-round-00000240.safetensors
+round-00000240.safetensors                 after 240 rounds; round-00000240.turn-00003.safetensors: and 3 turns
 <player>/model/<parameter or buffer>
 <player>/optimizer/<parameter>/<state>
 <player>/average/<parameter or buffer>     where a run averages weights
-<other>/<name>                             where a run has more to keep than its players: `pool`
-metadata "state": JSON, what else a resumed run needs (round, updates, seconds so far ...)
+<other>/<name>                             where a run has more to keep than its players: `pool`, and `turns`, the
+                                           losses of a round that is not over
+metadata "state": JSON, what else a resumed run needs (round, turn, updates, seconds so far ...)
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ First = Callable[[Callable[[], Any]], Any]
 """first(work) does the work on rank 0 and gives every process what it returned."""
 
 
-def _alone(work: Callable[[], Any]) -> Any:
+def _call(work: Callable[[], Any]) -> Any:
+    """`first` of a single process."""
     return work()
 
 
@@ -36,10 +38,10 @@ def store(
     players: Mapping[str, Player],
     state: Mapping[str, Any],
     keep: int,
-    first: First = _alone,
+    first: First = _call,
     others: Mapping[str, Tensor] = {},
 ) -> None:
-    """Saves the state after `state["round"]` rounds, then drops all but the last `keep` checkpoints.
+    """Saves the state after `round` rounds and `turn` turns of the next, then drops all but the last `keep` files.
 
     `others`: what is to be kept beside the players, by full name. `first(work)` does the work on rank 0; every process
     has to call. Raises Diverged, saving nothing, where a weight is not finite; UserError where the disk is full.
@@ -53,7 +55,9 @@ def store(
     record = json.dumps({**state, "updates": updates}, sort_keys=True)
 
     def write() -> None:
-        files.write(folder / f"round-{state['round']:08d}.safetensors", save(tensors, {"state": record}))
+        files.write(
+            folder / f"{_name(state['round'], state.get('turn', 0))}.safetensors", save(tensors, {"state": record})
+        )
         for old in _all(folder)[:-keep]:
             old.unlink()
 
@@ -63,7 +67,7 @@ def store(
 def restore(
     folder: Path,
     players: Mapping[str, Player],
-    first: First = _alone,
+    first: First = _call,
     take: Callable[[Mapping[str, Tensor]], None] = lambda tensors: None,
 ) -> dict[str, Any] | None:
     """Puts the last checkpoint's content into the players and returns its state; None where there is none.
@@ -107,6 +111,11 @@ def _read(folder: Path) -> tuple[Path, dict[str, Any], dict[str, Tensor]] | None
             f"checkpoint {path} is damaged ({error}): delete it to resume from the one before, if there is one"
         ) from None
     return path, state, tensors
+
+
+def _name(done: int, turn: int) -> str:
+    """The name of a checkpoint's file; by name they are in the order in which they were written."""
+    return f"round-{done:08d}" + (f".turn-{turn:05d}" if turn else "")
 
 
 def _all(folder: Path) -> list[Path]:

@@ -81,6 +81,10 @@ class Best:
         self.features = torch.where(better, features, self.features)
 
 
+class Interrupted(Exception):
+    """A turn was given up; everything is as it was before it."""
+
+
 class Inversion:
     """Everything that makes batches of images; `play` is one turn."""
 
@@ -104,18 +108,29 @@ class Inversion:
             self.batch, self.batch.start, config.generator, latent_lr, runtime.world_size, self.lasting, self.generator
         )
         self.player = Player("generator", self.engine, config.generator, num_batches * self.steps, student.health)
-        # Of the batch that is being made, and of its last step:
+        self.interrupted: Callable[[], bool] = lambda: False
+        # Of the turn that is played, of the batch that is being made, and of its last step:
+        self._before = (0, self.engine.weights(), self.engine.moments())
         self._earlier = 0  # batches made before it
         self._moments: Sequence[LayerMoments] = ()
         self._features = torch.zeros(())
 
     def play(self, round_index: int, turn_index: int, part: int, loss: Loss) -> Terms:
-        """Makes a batch of its own of each part; returns the terms of the last step."""
+        """Makes a batch of its own of each part; returns the terms of the last step.
+
+        Raises Interrupted where `interrupted` says between two steps that the turn is to be given up, with all parts.
+        """
         where = (round_index, turn_index, part)
+        if part == 0:
+            self._before = self.player.updates, self.engine.weights(), self.engine.moments()
         self._begin(*where)
         learning_rate, y = self.player.learning_rate(), self._classes(*where)
         best, self._features = Best(y.device), torch.zeros((), device=y.device)
         for step in range(self.steps):
+            if step and self.interrupted():
+                self.player.updates, *state = self._before
+                self.engine.load(*state)
+                raise Interrupted
             view, local = self._uniform(8, "views", *where, step).split(4, 1)
             terms = generator_turn(self._judge, self.student, self.player, view, partial(self._loss, loss, y, local))
             best.take(terms.total.detach(), self.batch.images.detach(), self._features)

@@ -35,7 +35,7 @@ class Health:
         return self._latch(names, torch.stack([*terms.values.values(), terms.total.detach()]))
 
     def watch_gradient(self, player: str, norm: Tensor) -> None:
-        """Takes in the gradient norm of an update, a scalar; the engine has skipped the update where it is not finite."""
+        """Takes in the gradient norm of an update, a scalar; the engine skips one that is not finite."""
         self._latch((f"the gradient of {player} ({player}/gradient_norm)",), norm.view(1))
 
     def verify(self) -> None:

@@ -73,15 +73,22 @@ class Pool:
         return _unpack(found, self.runtime.dtype), Answer(found["logits"])
 
     def sample(self, count: int, *keys: int | str) -> Tensor:
-        """Images [count, C, H, W] out of all that this process holds, chosen by the keys: for pictures."""
+        """Images [count, C, H, W] out of all that the processes hold, chosen by the keys; every process has to ask."""
         source = torch.Generator().manual_seed(mix(self.config.seed, *keys))
-        slots, columns = (torch.randint(size, (count,), generator=source) for size in (self.filled, len(self._rows)))
-        found = {name: held[slots, columns].to(self.runtime.device) for name, held in self._held.items()}
-        return _unpack(found, self.runtime.dtype)
+        sizes = self.filled, self.config.batch_size
+        slots, rows = (torch.randint(size, (count,), generator=source).tolist() for size in sizes)
+        columns = {row: column for column, row in enumerate(self._rows)}
+        own = [index for index, row in enumerate(rows) if row in columns]
+        chosen = torch.tensor([slots[index] for index in own]), torch.tensor([columns[rows[index]] for index in own])
+        held = {name: value[chosen[0].long(), chosen[1].long()].cpu() for name, value in self._held.items()}
+        x = torch.empty(count, *image_shape(self.config), dtype=self.runtime.dtype)
+        for indices, part in self.runtime.gather((own, held)):
+            x[indices] = _unpack(part, self.runtime.dtype)
+        return x.to(self.runtime.device)
 
-    def tensors(self, done: int) -> dict[str, Tensor]:
-        """For a checkpoint after `done` rounds: all processes' rows, by name; every process has to ask."""
-        filled = min(done * len(self.fresh), self.capacity)
+    def tensors(self, done: int, turn_index: int = 0) -> dict[str, Tensor]:
+        """For a checkpoint after `done` rounds and so many turns: all processes' rows; every process has to ask."""
+        filled = min(self._number(done, turn_index), self.capacity)
         parts = self.runtime.gather((self._rows, {name: held[:filled].cpu() for name, held in self._held.items()}))
         whole: dict[str, Tensor] = {}
         for name, (shape, dtype) in self._kinds.items():

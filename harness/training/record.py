@@ -31,6 +31,9 @@ NUM_SCORED = 8
 COLLAPSED_ROWS = 5
 """Reports in a row that must look collapsed before the alarm: a single batch proves nothing."""
 
+PREFIX = "turns/"
+"""What the names of a round's values in a checkpoint begin with."""
+
 MIN_ENTROPY, MAX_TOP_CLASS = 0.1, 0.9
 """Below this share of ln K, or above this share of a batch in one class, the generator has collapsed."""
 
@@ -64,10 +67,13 @@ class Record:
             )
 
     def samples(self, networks: Networks, round_index: int) -> None:
-        """A grid of generated images labelled with what the networks say of them; nothing where pictures are off."""
-        if not self.config.pictures or not networks.generates or networks.teacher is None:
+        """A grid of generated images labelled with what the networks say of them; nothing where pictures are off.
+
+        Every process has to call, since each holds a part of a pool.
+        """
+        x = samples(self.config, networks)
+        if x is None or networks.teacher is None:
             return
-        x = networks.generate(NUM_SAMPLES, "samples")
         with evaluating([networks.student]):
             t, s = networks.teacher(x), networks.student(x)
         rgb = preprocessing.preprocessing(self.config).denormalise(x.float()).cpu()
@@ -117,13 +123,14 @@ class NoRecord(Record):
     """What every other rank keeps of a run: nothing."""
 
     def __init__(self, path: Path, config: Config, start: int, names: list[str], warn: Callable[[str], None]) -> None:
-        self.path, self.names, self.alarm = path, names, None
+        self.path, self.config, self.names, self.alarm = path, config, names, None
 
     def row(self, round_index: int, seconds: float, values: Mapping[str, float]) -> None:
         """Nothing."""
 
     def samples(self, networks: Networks, round_index: int) -> None:
-        """Nothing."""
+        """This process's part of the images."""
+        samples(self.config, networks)
 
     def scored(self, networks: Networks) -> None:
         """Nothing."""
@@ -136,6 +143,13 @@ class NoRecord(Record):
 
     def close(self, status: tracking.Status) -> None:
         """Nothing."""
+
+
+def samples(config: Config, networks: Networks) -> Tensor | None:
+    """The images of a sample grid [NUM_SAMPLES, C, H, W]; None where there are none or pictures are off."""
+    if not config.pictures or not networks.generates or networks.teacher is None:
+        return None
+    return networks.generate(NUM_SAMPLES, "samples")
 
 
 def class_names(config: Config) -> list[str]:
@@ -151,11 +165,51 @@ def class_names(config: Config) -> list[str]:
     return list(task.dataset(config, "test").classes)
 
 
+class Means:
+    """The values of a round's turns by "player/term", and their means."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[Tensor]] = {}
+
+    def add(self, player: str, values: Mapping[str, Tensor]) -> None:
+        """Takes in the values of a turn, scalars on the device."""
+        for name, value in values.items():
+            self._values.setdefault(f"{player}/{name}", []).append(value)
+
+    def extend(self, other: Means) -> None:
+        """Takes in all that another has."""
+        for name, values in other._values.items():
+            self._values.setdefault(name, []).extend(values)
+
+    def clear(self) -> None:
+        """Begins a round."""
+        self._values.clear()
+
+    def read(self) -> dict[str, float]:
+        """The means; this is where the host waits for the device."""
+        means = torch.stack([torch.stack(values).mean() for values in self._values.values()])
+        return dict(zip(self._values, means.tolist(), strict=True))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """For a checkpoint within a round: all values [n] by name, in their order."""
+        numbered = enumerate(self._values.items())
+        return {f"{PREFIX}{number:04d}/{name}": torch.stack(values).cpu() for number, (name, values) in numbered}
+
+    def load(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
+        """Takes over what `tensors` gave; any others are left."""
+        for key in sorted(key for key in tensors if key.startswith(PREFIX)):
+            name = key.removeprefix(PREFIX).split("/", 1)[1]
+            self._values[name] = list(tensors[key].to(device).unbind())
+
+
+def values(terms: Terms) -> dict[str, Tensor]:
+    """The values of a turn by term, and their weighted sum."""
+    return {**terms.values, "total": terms.total.detach()}
+
+
 def latest(turns: Sequence[tuple[str, Terms]]) -> dict[str, float]:
-    """Mean over a round's turns of every term, by "player/term"; the one place where the host waits for the device."""
-    found: dict[str, list[Tensor]] = {}
+    """Mean over a round's turns of every term, by "player/term"."""
+    means = Means()
     for player, terms in turns:
-        for name, value in {**terms.values, "total": terms.total.detach()}.items():
-            found.setdefault(f"{player}/{name}", []).append(value)
-    means = torch.stack([torch.stack(values).mean() for values in found.values()])
-    return dict(zip(found, means.tolist(), strict=True))
+        means.add(player, values(terms))
+    return means.read()

@@ -77,9 +77,9 @@ class Sources:
         self.pool.answered(*where, t)
         return x, t
 
-    def kept(self, done: int) -> dict[str, Tensor]:
-        """What a checkpoint after `done` rounds has to hold so that the same images come again."""
-        return self.pool.tensors(done) if self.pool else {}
+    def kept(self, done: int, turn_index: int = 0) -> dict[str, Tensor]:
+        """What a checkpoint after `done` rounds and so many turns has to hold so that the same images come again."""
+        return self.pool.tensors(done, turn_index) if self.pool else {}
 
     def take(self, tensors: Mapping[str, Tensor]) -> None:
         """Takes over what `kept` gave."""

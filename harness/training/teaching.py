@@ -61,8 +61,8 @@ def target(config: Config) -> Path:
 
 
 @contextmanager
-def alone(target: Path) -> Iterator[None]:
-    """The right to make the teacher's file: another process that wants it waits here."""
+def lock(target: Path) -> Iterator[None]:
+    """Inside, no other run teaches the teacher of this file; one that wants to waits until this one is done."""
     with files.lock(target.with_name(f".{target.name}.lock"), wait=True):
         yield
 

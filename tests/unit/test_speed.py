@@ -224,7 +224,7 @@ def test_a_report_reads_once(tmp_path: Path) -> None:
         assert next(reports).round == 4
     reports.close()
     num_turns = 2 * (config.student_steps + 1)
-    assert reads.count == num_turns + 1
+    assert reads.count == 2 * num_turns + 1, "the loss and the gradient of each turn, and the report"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
