@@ -122,7 +122,11 @@ class Inversion:
         """
         where = (round_index, turn_index, part)
         if part == 0:
-            self._before = self.player.updates, self.engine.weights(), self.engine.moments()
+            state = self.engine.weights(), self.engine.moments()
+            self._before = (
+                self.player.updates,
+                *[{name: value.clone() for name, value in part.items()} for part in state],
+            )
         self._begin(*where)
         learning_rate, y = self.player.learning_rate(), self._classes(*where)
         best, self._features = Best(y.device), torch.zeros((), device=y.device)

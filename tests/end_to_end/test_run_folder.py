@@ -94,7 +94,8 @@ def test_metrics_have_a_row_for_each_report_and_one_for_the_end(run: Run) -> Non
     assert [row["round"] for row in found] == [2, 4, 6, 6]
     for row in found[:3]:
         names = ("student/discrepancy", "student/total", "generator/adversarial", "generator/batch_norm",
-                 "generator/total", "generator/entropy", "generator/top_class", "rounds_per_second")  # fmt: skip
+                 "generator/total", "generator/entropy", "generator/top_class", "rounds_per_second",
+                 "student/gradient_norm", "student/lr", "generator/gradient_norm", "generator/lr")  # fmt: skip
         assert row.keys() == {"round", "seconds", *names}
         assert all(isinstance(row[name], float) for name in names)
         assert 0 <= row["generator/entropy"] <= 1 and 0 < row["generator/top_class"] <= 1
