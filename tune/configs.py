@@ -74,9 +74,11 @@ def of_trial(plan: Plan, sample: dict[str, Any]) -> Config:
     """
     config = of_sample(plan, sample)
     every = math.ceil(config.rounds / NUM_EVALUATIONS)
+    # A population copies the checkpoints of evaluated rounds: none by the clock may take their place.
+    copied = {"keep": NUM_EVALUATIONS + 1, "minutes": None}
     overlay = {
         "evaluate_every": every,
-        "checkpoint": {"every": every, "keep": NUM_EVALUATIONS + 1 if plan.scheduler == "pbt" else 2},
+        "checkpoint": {"every": every, **(copied if plan.scheduler == "pbt" else {"keep": 2})},
         "log_every": min(config.log_every, every),
         "pictures": False,
         "tracking": {"parent": plan.parent, "model": False},

@@ -8,7 +8,7 @@ in the global batch), so that nothing inside of one needs saving; what lasts fro
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -122,18 +122,15 @@ class Inversion:
         """
         where = (round_index, turn_index, part)
         if part == 0:
-            state = self.engine.weights(), self.engine.moments()
-            self._before = (
-                self.player.updates,
-                *[{name: value.clone() for name, value in part.items()} for part in state],
-            )
+            weights, moments = (_copies(state) for state in (self.engine.weights(), self.engine.moments()))
+            self._before = self.player.updates, weights, moments
         self._begin(*where)
         learning_rate, y = self.player.learning_rate(), self._classes(*where)
         best, self._features = Best(y.device), torch.zeros((), device=y.device)
         for step in range(self.steps):
             if step and self.interrupted():
-                self.player.updates, *state = self._before
-                self.engine.load(*state)
+                self.player.updates, weights, moments = self._before
+                self.engine.load(weights, moments)
                 raise Interrupted
             view, local = self._uniform(8, "views", *where, step).split(4, 1)
             terms = generator_turn(self._judge, self.student, self.player, view, partial(self._loss, loss, y, local))
@@ -278,6 +275,11 @@ def num_steps(config: Config) -> int:
     """Image steps a batch: those of the configuration, proportionally fewer in a run of few rounds."""
     share = min(1.0, config.rounds / config.inversion.rounds)
     return max(1, round(config.inversion.steps * share))
+
+
+def _copies(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of tensors, which on a CPU may share the memory of what learns."""
+    return {name: value.clone() for name, value in state.items()}
 
 
 def _pooled(features: Tensor | None) -> Tensor:

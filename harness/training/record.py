@@ -48,7 +48,7 @@ class Record:
         tags = {"data_free": METHODS[config.method].data_free, "commit": folder.commit()}
         self.experiment = tracking.Experiment(config, path, tags, warn)
         self.experiment.params(config_module.flat(config))
-        self._collapsed = 0
+        self._collapsed, self._closed = 0, False
         self.alarm: str | None = None
 
     def row(self, round_index: int, seconds: float, values: Mapping[str, float]) -> None:
@@ -114,9 +114,11 @@ class Record:
             self.experiment.model(networks.student, config_module.image_shape(self.config))
 
     def close(self, status: tracking.Status) -> None:
-        """Ends the record; the run folder is complete without it."""
-        self.log.close()
-        self.experiment.close(status)
+        """Ends the record, once; the run folder is complete without it."""
+        if not self._closed:
+            self._closed = True
+            self.log.close()
+            self.experiment.close(status)
 
 
 class NoRecord(Record):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -154,7 +155,7 @@ def test_the_longest_time_without_a_checkpoint(case: str, tmp_path: Path, monkey
     over = {"checkpoint": {"minutes": 0.2, "every": 1000}, "student_steps": 50, "inversion": {"steps": 10}}
     play(run_of(merge(CASES[case], over)), tmp_path / "run")
     times = [0.0, *(state["seconds"] for state in states(tmp_path / "run"))]
-    gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
     a_turn = 10 if case == "fast" else 2  # 20 steps at no more than two readings of the clock each
     assert len(gaps) > 3
     assert max(gaps) <= 12 + intervals.GRACE_SECONDS + a_turn
