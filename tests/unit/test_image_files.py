@@ -148,6 +148,8 @@ RIGHT: dict[str, tuple[str, Make, Array]] = {
     "JPEG, CMYK": ("jpg", saved(RGB.convert("CMYK"), **JPEG), PIXELS),
     "JPEG with another after it": ("jpg", frames(format="MPO", **JPEG), PIXELS),
     "JPEG with an EXIF block that is broken": ("jpg", saved(RGB, exif=b"Exif\0\0nonsense", **JPEG), PIXELS),
+    "PNG with an EXIF block that is broken": ("png", saved(RGB, exif=b"Exif\0\0nonsense"), PIXELS),
+    "WebP with an EXIF block cut short": ("webp", saved(RGB, exif=b"Exif\0\0II*\0", lossless=True), PIXELS),
     "WebP, lossless": ("webp", saved(RGB, lossless=True), PIXELS),
     "GIF": ("gif", saved(RGB), PIXELS),
     "BMP": ("bmp", saved(RGB), PIXELS),
