@@ -80,7 +80,7 @@ def measure(setting: Setting, num_rounds: int, meeting: Path) -> dict[str, Any]:
         num_losses += 1
         return reduce(sums)
 
-    machine.runtime.reduce = counted  # type: ignore[method-assign]
+    machine.runtime.reduce = counted
     _round(machine, 0)
     _meet(meeting, setting)
     began, busy = time.perf_counter(), time.process_time()

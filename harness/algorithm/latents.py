@@ -38,3 +38,21 @@ def uniform(rows: range, total: int, size: int, *keys: int | str) -> Tensor:
 def shard(total: int, rank: int, world_size: int) -> range:
     """The rows of a global batch of `total` that belong to a rank; shards differ by one row at most."""
     return range(rank * total // world_size, (rank + 1) * total // world_size)
+
+
+def seed_dropout(device: torch.device, seed: int) -> None:
+    """Starts torch's own draws anew, on the host and on this device.
+
+    torch.manual_seed notes a call, with its stack, for each kind of device that is not in use: milliseconds a turn,
+    and memory that grows.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
+def send(values: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on the device; the host does not wait until it is there."""
+    if device.type == "cuda":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from harness.algorithm.moments import LayerMoments, kl_distance, norm_distance
-from harness.algorithm.terms import Term, mean
+from harness.algorithm.turns import Term, mean
 
 # Discrepancies D(t, s): logits [B, K, ...] of teacher and student, temperature -> values whose mean is D.
 

@@ -3,17 +3,91 @@
 Outside its own turn a network normalises as in training, but neither its parameters nor its running statistics
 change (`Player.turn`). A loss comes here bound to its weights and to the reduction over processes, so that nothing
 below depends on method, task, engine, precision or world size.
+
+A term of a loss is a coroutine: it yields its local sums, is sent the same sums over all processes, and returns its
+value. So every term, a plain mean or not, is a function of the global batch, and `combine` needs one reduction for all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
-from harness.algorithm.terms import Answer, Ask, Terms
+from harness.algorithm.moments import LayerMoments
+
+Term = Generator[Tensor, Tensor, Tensor]
+"""Yields local sums [N], is sent global sums [N], returns a scalar."""
+
+Weighted = tuple[float, Term]
+"""A term and its weight in the loss; of weight 0 it is only watched."""
+
+Reduce = Callable[[Tensor], Tensor]
+"""Sums a vector over all processes, differentiably; the identity in a single one."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a network says of images x [B, C, H, W]."""
+
+    logits: Tensor
+    """[B, K], or [B, K, H, W] for dense prediction."""
+    features: Tensor | None = None
+    """Input of the last layer, [B, F] or [B, F, h, w], where it was asked for."""
+    moments: Sequence[LayerMoments] = field(default_factory=tuple)
+    """Batch statistics at the batch-norm layers, where they were asked for."""
+    maps: Sequence[Tensor] = field(default_factory=tuple)
+    """Feature maps [B, C, h, w] inside the network, whose attention is compared, where they were asked for."""
+    blocks: Sequence[Tensor] = field(default_factory=tuple)
+    """Outputs of blocks [B, C, ...], which are compared number by number, where they were asked for."""
+
+
+Ask = Callable[[], Answer]
+"""Asks a network for its answer, where a term needs it."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The losses of a turn over the global batch, the same on every process."""
+
+    total: Tensor
+    """The weighted sum the player descends; a scalar with a graph."""
+    values: dict[str, Tensor]
+    """Every term by name, unweighted and detached."""
+
+
+def local(sums: Tensor) -> Tensor:
+    """The reduction of a single process."""
+    return sums
+
+
+def combine(terms: Mapping[str, Weighted], reduce: Reduce) -> Terms:
+    """Computes all terms through one fused reduction; their weighted sum is the loss."""
+    local = [next(term) for _, term in terms.values()]
+    parts = reduce(torch.cat(local)).split([sums.numel() for sums in local])
+    values = [_finish(term, part) for (_, term), part in zip(terms.values(), parts, strict=True)]
+    weighted = [weight * value for (weight, _), value in zip(terms.values(), values, strict=True) if weight]
+    return Terms(torch.stack(weighted).sum(), {n: v.detach() for n, v in zip(terms, values, strict=True)})
+
+
+def mean(values: Tensor) -> Term:
+    """Mean over all elements of all processes."""
+    total = yield torch.stack([values.sum(), values.new_full((), values.numel())])
+    return total[0].div(total[1])
+
+
+def _finish(term: Term, sums: Tensor) -> Tensor:
+    try:
+        term.send(sums)
+    except StopIteration as stop:
+        value: Tensor = stop.value
+        return value
+    raise AssertionError("a term yields once")
+
 
 Target = TypeVar("Target", Answer, Tensor)
 """What a student learns from: the teacher's answer, or labels."""

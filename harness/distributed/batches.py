@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from harness.config import Optimizer
-from harness.distributed import optimizers
 from harness.distributed.collectives import total
-from harness.distributed.engines import like, under, whole
+from harness.distributed.engines import build_optimizer, like, skips, step, total_norm, under, update, whole
 
 
 class BatchEngine:
@@ -35,14 +34,14 @@ class BatchEngine:
         self._head, self._start = (
             list(lasting[name].parameters()) if name in lasting else [] for name in ("head", "start")
         )
-        self._kept = [optimizers.build(part, settings) if part else None for part in (self._head, self._start)]
+        self._kept = [build_optimizer(part, settings) if part else None for part in (self._head, self._start)]
         self._ended = self._own_square = torch.zeros((), device=own.device)
         self.begin()
 
     def begin(self) -> None:
         """A new batch: its optimiser knows nothing of the one before."""
         groups = [{"params": part} for part in ([self.own], self.shared) if part]
-        self.optimizer = optimizers.build(groups, self.settings)
+        self.optimizer = build_optimizer(groups, self.settings)
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Forward."""
@@ -70,23 +69,23 @@ class BatchEngine:
     def step(self, learning_rate: float, ended: Tensor) -> Tensor:
         """One update, unless `ended` is 1 or the gradient is not finite; returns the norm over all images as well."""
         learning = (*self.shared, *self._head)
-        norm = (self._own_square + optimizers.total_norm(learning).square()).sqrt()
+        norm = (self._own_square + total_norm(learning).square()).sqrt()
         if self.settings.clip > 0:
             nn.utils.clip_grads_with_norm_((self.own, *learning), self.settings.clip, norm)
-        self._ended = optimizers.skips(ended, norm)
+        self._ended = skips(ended, norm)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         if self.latent_lr is not None:
             self.optimizer.param_groups[0]["lr"] = self.latent_lr
-        optimizers.step(self.optimizer, self._ended)
+        step(self.optimizer, self._ended)
         if self._kept[0]:
-            optimizers.update(self._kept[0], learning_rate, self._ended)
+            update(self._kept[0], learning_rate, self._ended)
         return norm
 
     def finish(self, learning_rate: float) -> None:
         """The batch is made: what the next one starts from learns."""
         if self._kept[1]:
-            optimizers.update(self._kept[1], learning_rate, self._ended)
+            update(self._kept[1], learning_rate, self._ended)
 
     def weights(self) -> dict[str, Tensor]:
         """What lasts, by name, on the CPU: the same on every process."""

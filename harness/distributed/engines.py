@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from harness.config import Optimizer
-from harness.distributed import optimizers
 from harness.distributed.collectives import from_first
 
 
@@ -60,7 +59,7 @@ class ReplicatedEngine:
         """`compiled`: the network as it runs in the rounds of one process; several run it as it is."""
         self.module, self.settings, self.micro_batches = module, settings, micro_batches
         self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        self.optimizer = optimizers.build(self.parameters, settings)
+        self.optimizer = build_optimizer(self.parameters, settings)
         self._accelerator = accelerator
         with warnings.catch_warnings():  # Accelerate passes `broadcast_buffers` by the name it had in older torch
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
@@ -84,10 +83,10 @@ class ReplicatedEngine:
 
     def step(self, learning_rate: float, ended: Tensor) -> Tensor:
         """One update, unless `ended` is 1 or the gradient is not finite; returns the gradient's norm."""
-        norm = optimizers.total_norm(self.parameters)
+        norm = total_norm(self.parameters)
         if self.settings.clip > 0:
             nn.utils.clip_grads_with_norm_(self.parameters, self.settings.clip, norm)
-        optimizers.update(self.optimizer, learning_rate, optimizers.skips(ended, norm))
+        update(self.optimizer, learning_rate, skips(ended, norm))
         return norm
 
     def weights(self) -> dict[str, Tensor]:
@@ -128,3 +127,44 @@ def like(parameter: Tensor, value: Tensor) -> Tensor:
     if value.shape != parameter.shape:  # Adam's step counter
         return value.to(parameter.device)
     return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+
+
+def build_optimizer(
+    parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]], settings: Optimizer
+) -> torch.optim.Optimizer:
+    """The torch optimiser that settings name; fused, because only those can skip an update on the device."""
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters,
+            lr=settings.lr,
+            momentum=settings.momentum,
+            nesterov=settings.nesterov,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+    betas = (settings.betas[0], settings.betas[1])
+    return torch.optim.Adam(parameters, lr=settings.lr, betas=betas, weight_decay=settings.weight_decay, fused=True)
+
+
+def update(optimizer: torch.optim.Optimizer, learning_rate: float, skip: Tensor) -> None:
+    """One update of all parameter groups at one rate, unless `skip` is 1; the gradients are freed."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    step(optimizer, skip)
+
+
+def step(optimizer: torch.optim.Optimizer, skip: Tensor) -> None:
+    """One update at the rates that the groups have, unless `skip` is 1; the gradients are freed."""
+    optimizer.found_inf = skip  # type: ignore[attr-defined]  # torch.amp's hook, which fused optimisers read
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def skips(ended: Tensor, norm: Tensor) -> Tensor:
+    """1.0 where `ended` is 1 or a gradient norm is not finite, else 0.0; the host does not wait for the device."""
+    return ended.maximum((~norm.isfinite()).to(ended))
+
+
+def total_norm(parameters: Iterable[Tensor]) -> Tensor:
+    """L2 norm over all gradients that the parameters have, a scalar; 0 where none has one."""
+    return nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])

@@ -13,9 +13,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from harness.config import Optimizer, Weights, ever
-from harness.distributed import optimizers
 from harness.distributed.collectives import from_first, total
-from harness.distributed.engines import under, whole
+from harness.distributed.engines import build_optimizer, skips, total_norm, under, update, whole
 from harness.errors import UserError
 from harness.methods.terms import weight_at
 
@@ -32,7 +31,7 @@ class ShardedEngine:
         # Over this process's shards alone, as plain tensors: torch's own hook for skipping an update on the device
         # (`found_inf`) does not mix with DTensors.
         self._shards = [nn.Parameter(_shard_of(parameter)) for parameter in self.parameters]
-        self.optimizer = optimizers.build(self._shards, settings)
+        self.optimizer = build_optimizer(self._shards, settings)
         self._behind = 0
 
     def __call__(self, inputs: Tensor) -> Tensor:
@@ -60,10 +59,10 @@ class ShardedEngine:
             part.data = _shard_of(parameter)  # FSDP may have moved it when the network first ran
             part.grad = None if parameter.grad is None else _shard_of(parameter.grad)
             parameter.grad = None
-        norm = total(optimizers.total_norm(self._shards).square()).sqrt()
+        norm = total(total_norm(self._shards).square()).sqrt()
         if self.settings.clip > 0:
             nn.utils.clip_grads_with_norm_(self._shards, self.settings.clip, norm)
-        optimizers.update(self.optimizer, learning_rate, optimizers.skips(ended, norm))
+        update(self.optimizer, learning_rate, skips(ended, norm))
         return norm
 
     def weights(self) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from harness.algorithm.turns import Reduce, local
 from harness.config import Config, Optimizer
 from harness.distributed import processes, speed, system, zero
 from harness.distributed.batch_norm import synchronise
@@ -34,6 +35,12 @@ class Runtime:
         # Accelerate keeps one process-wide state and refuses another precision: a second run starts afresh.
         AcceleratorState._reset_state(True)
         self.accelerator = zero.accelerator(config) if self._zero else processes.accelerator(config)
+        self.device: torch.device = self.accelerator.device
+        """Where this process computes."""
+        self.rank = int(self.accelerator.process_index)
+        """Index of this process; 0 writes files."""
+        self.world_size = int(self.accelerator.num_processes)
+        """Number of processes W."""
         if self.world_size != launched:
             raise UserError(
                 f"the launcher started {launched} processes, Accelerate found {self.world_size}: "
@@ -42,24 +49,10 @@ class Runtime:
         self.close = speed.switch(config, self.device, self.world_size)
         self.dtype = torch.float64 if config.precision == "fp64" else torch.float32
         self.requests = Requests(self.world_size)
+        self.reduce: Reduce = local if self.world_size == 1 else self._reduce
+        """Sums [N] over all processes, differentiably; `requests` travel with them."""
         several, timeout = self.world_size > 1, config.distributed.timeout
         self.status = Status(self.rank, self.world_size, timeout) if several else None
-
-    @property
-    def device(self) -> torch.device:
-        """Where this process computes."""
-        device: torch.device = self.accelerator.device
-        return device
-
-    @property
-    def rank(self) -> int:
-        """Index of this process; 0 writes files."""
-        return int(self.accelerator.process_index)
-
-    @property
-    def world_size(self) -> int:
-        """Number of processes W."""
-        return int(self.accelerator.num_processes)
 
     def place(self, module: nn.Module) -> nn.Module:
         """A network that is not trained, frozen, on this process's device."""
@@ -92,22 +85,6 @@ class Runtime:
         arranged: nn.Module = module.to(self.device, self.dtype).to(memory_format=torch.channels_last)
         return arranged
 
-    def seed(self, seed: int) -> None:
-        """Starts torch's own draws anew, on the host and on this device.
-
-        torch.manual_seed notes a call, with its stack, for each kind of device that is not in use: milliseconds a turn,
-        and memory that grows.
-        """
-        torch.default_generator.manual_seed(seed)
-        if self.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
-
-    def send(self, values: Tensor) -> Tensor:
-        """A tensor of the host on the device; the host does not wait until it is there."""
-        if self.device.type == "cuda":
-            return values.pin_memory().to(self.device, non_blocking=True)
-        return values.to(self.device)
-
     def engine(self, name: str, module: nn.Module, settings: Optimizer) -> Engine:
         """The engine of the network to be trained that is called `name`; every process has to ask for it."""
         if self.world_size > 1 and self.config.sync_batch_norm:
@@ -132,10 +109,7 @@ class Runtime:
             synchronise(module)
         return zero.autocast(self.arrange(module), self.device, self.config.precision)
 
-    def reduce(self, sums: Tensor) -> Tensor:
-        """Sums [N] over all processes, differentiably; `requests` travel with them."""
-        if self.world_size == 1:
-            return sums
+    def _reduce(self, sums: Tensor) -> Tensor:
         counts = self.requests.counts(sums)
         summed = loss_sum(torch.cat([sums, counts]))
         self.requests.receive(summed[-len(counts) :].detach())

@@ -22,8 +22,7 @@ from torch.distributed import HashStore  # type: ignore[attr-defined]
 from torch.nn import functional as F
 
 from harness.config import Config, Optimizer
-from harness.distributed import optimizers
-from harness.distributed.engines import ReplicatedEngine, under, whole
+from harness.distributed.engines import ReplicatedEngine, skips, total_norm, under, whole
 from harness.errors import UserError
 
 BUCKET = 2**24
@@ -102,11 +101,11 @@ class ZeroEngine(ReplicatedEngine):
 
         From stage 1 on DeepSpeed computes the norm itself, and skips the update where the norm is not finite.
         """
-        norm = optimizers.total_norm(self.parameters) if self.stage == 0 else None
+        norm = total_norm(self.parameters) if self.stage == 0 else None
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         # At every stage the update itself is still torch's fused one, which reads torch.amp's hook.
-        self.optimizer.found_inf = ended if norm is None else optimizers.skips(ended, norm)  # type: ignore[attr-defined]
+        self.optimizer.found_inf = ended if norm is None else skips(ended, norm)  # type: ignore[attr-defined]
         self._wrapped.step()
         if norm is None:
             norm = torch.as_tensor(self._wrapped.get_global_grad_norm(), dtype=torch.float32, device=ended.device)

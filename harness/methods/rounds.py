@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from harness import task
-from harness.algorithm.terms import Weighted
+from harness.algorithm.turns import Weighted
 from harness.config import Config, Weight, ever, sides
 from harness.errors import UserError
 from harness.methods.terms import generator_terms, image_terms, student_terms, supervised_terms, weights_of

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from harness import task
 from harness.algorithm import losses
-from harness.algorithm.terms import Answer, Ask, Term, Weighted
+from harness.algorithm.turns import Answer, Ask, Term, Weighted
 from harness.config import Config, Weight
 
 

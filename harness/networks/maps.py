@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from harness.algorithm.terms import Answer
+from harness.algorithm.turns import Answer
 from harness.config import Config, ever, image_shape
 from harness.errors import UserError
 from harness.networks import layers
@@ -35,6 +35,8 @@ def compared(config: Config, teacher: nn.Module, student: nn.Module) -> tuple[Co
 
     UserError where a term has a weight and the two networks share nothing that it can compare.
     """
+    if not ever(config.student.attention) and not ever(config.student.features):
+        return NOTHING, NOTHING
     maps = shared(config, teacher, student) if ever(config.student.attention) else ((), ())
     blocks = shared_blocks(config, teacher, student) if ever(config.student.features) else ((), ())
     return Compared(maps[0], blocks[0]), Compared(maps[1], blocks[1])

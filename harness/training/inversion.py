@@ -17,10 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness.algorithm import losses, views
-from harness.algorithm.latents import classes, latents, shard, uniform
+from harness.algorithm.latents import classes, latents, send, shard, uniform
 from harness.algorithm.moments import LayerMoments, shift_and_var
-from harness.algorithm.terms import Answer, Ask, Term, Terms
-from harness.algorithm.turns import generator_turn
+from harness.algorithm.turns import Answer, Ask, Term, Terms, generator_turn
 from harness.config import Config, ever, image_shape
 from harness.distributed.batches import BatchEngine
 from harness.distributed.runtime import Runtime
@@ -97,7 +96,7 @@ class Inversion:
         self.size = config.batch_size // config.micro_batches
         self.rows = shard(self.size, runtime.rank, runtime.world_size)
         self.steps = num_steps(config)
-        self._black = runtime.send(preprocessing.black(config).to(runtime.dtype))
+        self._black = send(preprocessing.black(config).to(runtime.dtype), runtime.device)
         self.generator = None if source == "pixels" else runtime.replica(roles.generator(config))
         self.lasting = self._lasting()
         self.batch = Batch(self._drawn(0, 0, 0), self.generator, self._view)
@@ -196,7 +195,9 @@ class Inversion:
     def _classes(self, round_index: int, turn_index: int, part: int) -> Tensor:
         """The class y [b] that each image is made for: in the global batch each as often as any other."""
         keys = (self.config.seed, "classes", round_index, turn_index)
-        return self.runtime.send(classes(self._global(part), self.config.batch_size, self.config.classes, *keys))
+        return send(
+            classes(self._global(part), self.config.batch_size, self.config.classes, *keys), self.runtime.device
+        )
 
     def _uniform(self, count: int, name: str, round_index: int, turn_index: int, part: int, step: int) -> Tensor:
         keys = (self.config.seed, name, round_index, turn_index, step)
@@ -207,7 +208,7 @@ class Inversion:
         return range(part * self.size + self.rows.start, part * self.size + self.rows.stop)
 
     def _here(self, drawn: Tensor) -> Tensor:
-        return self.runtime.send(drawn.to(self.runtime.dtype))
+        return send(drawn.to(self.runtime.dtype), self.runtime.device)
 
     def _view(self, x: Tensor, draws: Tensor) -> Tensor:
         """What the networks see of the images in a step."""

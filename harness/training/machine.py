@@ -9,9 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from harness.algorithm.latents import mix
-from harness.algorithm.terms import Terms, combine
-from harness.algorithm.turns import generator_turn, student_turn
+from harness.algorithm.latents import mix, seed_dropout
+from harness.algorithm.turns import Terms, combine, generator_turn, student_turn
 from harness.config import Config, Optimizer
 from harness.distributed.runtime import Runtime
 from harness.methods import Turn
@@ -76,7 +75,7 @@ class Machine:
         """One turn on one micro-batch; every random draw in it is a function of (seed, round, turn, part, index)."""
         turn, where = self.turns[turn_index], (round_index, turn_index, part)
         rank_index = part * self.runtime.world_size + self.runtime.rank
-        self.runtime.seed(mix("dropout", self.config.seed, round_index, turn_index, rank_index))
+        seed_dropout(self.runtime.device, mix("dropout", self.config.seed, round_index, turn_index, rank_index))
         loss = partial(self._loss, turn, round_index)
         if turn.kind == "supervised":
             x, labels = self.sources.real(*where)

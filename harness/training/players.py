@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,9 +11,8 @@ import torch
 from torch import Tensor
 
 from harness.algorithm.moments import NormLayer
-from harness.algorithm.terms import Answer, Terms
+from harness.algorithm.turns import Answer, Terms
 from harness.config import Optimizer
-from harness.distributed import optimizers
 from harness.distributed.engines import Engine
 from harness.errors import Diverged
 from harness.networks.maps import NOTHING, answer
@@ -93,7 +94,7 @@ class Player:
 
     def answer(self, x: Tensor) -> Answer:
         """Forward in the player's own turn: logits, and the outputs of the layers that are compared."""
-        return answer(self, x, self.compared)
+        return Answer(self(x)) if self.compared is NOTHING else answer(self, x, self.compared)
 
     def guest(self, inputs: Tensor) -> Tensor:
         """Forward in someone else's turn: not the engine, which expects to be the one that learns."""
@@ -119,10 +120,19 @@ class Player:
     def learning_rate(self, updates: int | None = None) -> float:
         """The schedule's rate after a number of updates; None: after those so far, which is the next update's."""
         done = self.updates if updates is None else updates
-        return optimizers.learning_rate(self.settings, done / self.num_updates)
+        return scheduled_rate(self.settings, done / self.num_updates)
 
     def _learn(self, learning: bool) -> None:
         for parameter in self.parameters:
             parameter.requires_grad = learning
         for layer in self.norms:  # a training-mode layer that does not track uses the batch and leaves its buffers be
             layer.track_running_stats = learning
+
+
+def scheduled_rate(settings: Optimizer, progress: float) -> float:
+    """The learning rate at a fraction of the run in [0, 1)."""
+    if settings.schedule == "cosine":
+        return settings.lr * (1 + math.cos(math.pi * progress)) / 2
+    if settings.schedule == "multistep":
+        return settings.lr * settings.gamma ** bisect_right(settings.milestones, progress)
+    return settings.lr

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from harness import task as tasks
-from harness.algorithm.latents import mix, shard
-from harness.algorithm.terms import Answer
+from harness.algorithm.latents import mix, send, shard
+from harness.algorithm.turns import Answer
 from harness.config import Config, image_shape
 from harness.distributed.runtime import Runtime
 from harness.errors import UserError
@@ -68,7 +68,7 @@ class Pool:
         columns = torch.tensor(self._columns[part])
         slots = drawn[torch.tensor(self._rows)[columns]]
         if self.config.replay.place == "device":
-            slots, columns = self.runtime.send(slots), self.runtime.send(columns)
+            slots, columns = send(slots, self.runtime.device), send(columns, self.runtime.device)
         found = {name: held[slots, columns].to(self.runtime.device) for name, held in self._held.items()}
         return _unpack(found, self.runtime.dtype), Answer(found["logits"])
 

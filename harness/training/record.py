@@ -11,7 +11,7 @@ from torch import Tensor
 from harness import config as config_module
 from harness import task as tasks
 from harness import tracking
-from harness.algorithm.terms import Terms
+from harness.algorithm.turns import Terms
 from harness.config import Config
 from harness.methods import METHODS
 from harness.networks import preprocessing

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from harness import task as tasks
 from harness.algorithm import views
-from harness.algorithm.latents import classes, latents, shard, uniform
-from harness.algorithm.terms import Answer
+from harness.algorithm.latents import classes, latents, send, shard, uniform
+from harness.algorithm.turns import Answer
 from harness.config import Config, ever
 from harness.distributed.runtime import Runtime
 from harness.methods import INVERTED, Turn
@@ -39,7 +39,7 @@ class Sources:
         replays = any(turn.source == "pool" for turn in turns)
         self.pool = Pool(config, runtime, stored) if replays else None
         self._centres = class_centres(config)
-        self._black = runtime.send(preprocessing.black(config).to(runtime.dtype))
+        self._black = send(preprocessing.black(config).to(runtime.dtype), runtime.device)
 
     def latents(self, round_index: int, turn_index: int, part: int) -> tuple[Tensor, Tensor | None]:
         """This process's rows of z [b, Z] for a micro-batch, and their classes [b] where they have any.
@@ -52,7 +52,7 @@ class Sources:
             turn_index -= 1
         keys = ("latents", round_index, turn_index)
         z, y = drawn(self.config, self._centres, self._rows(part), self.config.batch_size, *keys)
-        return self.runtime.send(z.to(self.runtime.dtype)), None if y is None else self.runtime.send(y)
+        return send(z.to(self.runtime.dtype), self.runtime.device), None if y is None else send(y, self.runtime.device)
 
     @torch.no_grad()
     def lesson(self, round_index: int, turn_index: int, part: int) -> tuple[Tensor, Answer]:
@@ -97,7 +97,7 @@ class Sources:
             )  # fmt: skip
             self._batches = stream.batches((round_index * len(self.turns) + turn_index) * parts + part)
         x, labels = next(self._batches)
-        return self.runtime.send(x.to(self.runtime.dtype)), self.runtime.send(labels)
+        return send(x.to(self.runtime.dtype), self.runtime.device), send(labels, self.runtime.device)
 
     def _generated(self, round_index: int, turn_index: int, part: int) -> Tensor:
         """G(z) of the current generator."""
@@ -112,7 +112,7 @@ class Sources:
         if not self.config.replay.augment:
             return x, t
         keys = (self.config.seed, "views", round_index, turn_index)
-        draws = self.runtime.send(uniform(self._rows(part), self.config.batch_size, 3, *keys).to(x.dtype))
+        draws = send(uniform(self._rows(part), self.config.batch_size, 3, *keys).to(x.dtype), self.runtime.device)
         x = views.crop(x, draws, self.config.input.mirror, self._black.to(x.dtype))
         return x, self.teacher.answer(x)
 

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from torch import Tensor, nn
 
 from harness.algorithm import moments
-from harness.algorithm.terms import Answer
+from harness.algorithm.turns import Answer
 from harness.config import Config, ever
 from harness.distributed.runtime import Runtime
 from harness.errors import UserError
@@ -25,7 +25,7 @@ class Teacher:
 
     def answer(self, x: Tensor) -> Answer:
         """What a student learns: logits, and the outputs of the layers that are compared."""
-        return answer(self.module, x, self.compared)
+        return Answer(self.module(x)) if self.compared is NOTHING else answer(self.module, x, self.compared)
 
     def judge(self, x: Tensor) -> Answer:
         """What images are judged by: logits, and the features and moments that the generator's terms need."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import step_path
 from harness import config as config_module
 from harness import resolve
 from harness import task as tasks
@@ -98,6 +99,12 @@ def test_a_recipes_networks_exist_and_the_student_is_not_larger(task: str, name:
             for spec in (config.teacher, config.student)
         ]
     assert sizes[1] <= sizes[0] or "vgg11_bn" in name  # the published pair VGG-11 -> ResNet-18 has the larger student
+
+
+def test_a_step_can_be_followed_through_ten_files() -> None:
+    found = step_path.entered(resolve.resolve("digits", None, step_path.SMALL))
+    assert set(found) == {"student", "generator"}
+    assert all("harness/algorithm/turns.py" in files and len(files) <= 10 for files in found.values()), found
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "harness").rglob("*.py")), ids=lambda path: path.name)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from harness import resolve
 from harness.algorithm import losses, moments, views
-from harness.algorithm.terms import Terms
+from harness.algorithm.turns import Terms
 from harness.config.parse import merge
 from harness.errors import UserError
 from harness.methods import Turn

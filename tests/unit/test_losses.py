@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from harness.algorithm import losses
-from harness.algorithm.terms import Term, combine
+from harness.algorithm.turns import Term, combine
 
 
 def value(term: Term) -> float:

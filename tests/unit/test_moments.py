@@ -11,7 +11,7 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 from harness.algorithm import losses, moments
-from harness.algorithm.terms import combine
+from harness.algorithm.turns import combine
 
 
 def distance(module: nn.Module, x: Tensor, form: str) -> Tensor:

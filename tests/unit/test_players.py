@@ -10,23 +10,23 @@ import safetensors.torch
 import torch
 
 from harness.config import Optimizer
-from harness.distributed.optimizers import learning_rate
 from harness.errors import Diverged, UserError
 from harness.training import checkpoint
 from harness.training.machine import Machine
+from harness.training.players import scheduled_rate
 from tests.distributed import slopes
 from tests.unit.test_turns import build
 
 
 def test_cosine_falls_from_the_rate_to_zero() -> None:
-    rates = [learning_rate(Optimizer(lr=0.2), progress) for progress in (0, 0.25, 0.5, 1)]
+    rates = [scheduled_rate(Optimizer(lr=0.2), progress) for progress in (0, 0.25, 0.5, 1)]
     assert rates == pytest.approx([0.2, 0.1 * (1 + math.sqrt(0.5)), 0.1, 0])
 
 
 def test_multistep_falls_at_its_milestones() -> None:
     settings = Optimizer(lr=1.0, schedule="multistep", milestones=[0.2, 0.4], gamma=0.1)
-    assert [learning_rate(settings, p) for p in (0, 0.19, 0.2, 0.4, 0.9)] == pytest.approx([1, 1, 0.1, 0.01, 0.01])
-    assert learning_rate(Optimizer(lr=1.0, schedule="constant"), 0.9) == 1.0
+    assert [scheduled_rate(settings, p) for p in (0, 0.19, 0.2, 0.4, 0.9)] == pytest.approx([1, 1, 0.1, 0.01, 0.01])
+    assert scheduled_rate(Optimizer(lr=1.0, schedule="constant"), 0.9) == 1.0
 
 
 def test_the_horizon_is_the_players_own_number_of_updates() -> None:
@@ -37,7 +37,7 @@ def test_the_horizon_is_the_players_own_number_of_updates() -> None:
         built.play(0, turn)
     assert (built.student.updates, built.generator.updates) == (2, 1)
     (group,) = built.student.engine.optimizer.param_groups
-    assert group["lr"] == pytest.approx(learning_rate(built.config.student, 1 / 8))
+    assert group["lr"] == pytest.approx(scheduled_rate(built.config.student, 1 / 8))
 
 
 def test_clipping_bounds_the_step() -> None:

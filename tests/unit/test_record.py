@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from harness import resolve
-from harness.algorithm.terms import Terms
+from harness.algorithm.turns import Terms
 from harness.config.parse import Overlay, merge
 from harness.training.record import COLLAPSED_ROWS, Record, latest
 from tests.unit.test_turns import SMALL, build

@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from harness import methods, resolve
-from harness.algorithm.terms import Answer
+from harness.algorithm.turns import Answer
 from harness.config import UNTRAINED, Config, Distributed, image_shape
 from harness.distributed.runtime import Runtime
 from harness.networks import roles
