@@ -4,45 +4,20 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from torch.utils.flop_counter import FlopCounterMode
 
-from harness import channels, cutting
-from harness.cutting import Structure
-from harness.errors import UserError, nearest
-
-SHARES = ("macs", "parameters", "channels", "blocks")
-"""What a share may be of: multiply-adds of an image, weights, channels inside blocks, blocks that can be left out."""
+from harness.errors import UserError
+from harness.networks import cutting, layers
+from harness.networks.cutting import Structure
 
 STEPS = 16
 """Halvings of the search for the share of channels that remains: finer than one of 65,536."""
-
-
-def check(arguments: Mapping[str, Any]) -> None:
-    """Raises UserError unless `arguments` are what `plan` takes."""
-    for key, value in arguments.items():
-        if key not in SHARES:
-            raise UserError(f"student.arguments.{key}: student.network=pruned takes no such argument" + hint(key))
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
-            raise UserError(f"student.arguments.{key}={value!r}: expected the share that remains, a number in (0, 1)")
-    searched = [key for key in SHARES[:3] if key in arguments]
-    if len(searched) > 1:
-        raise UserError(f"student.arguments: expected one of {' and '.join(searched)}, both were given")
-    if not arguments:
-        raise UserError(
-            "student.network=pruned: expected what share of the teacher remains, such as student.arguments.macs=0.5; "
-            f"one of {', '.join(SHARES[:3])}, and perhaps blocks"
-        )
-
-
-def hint(key: str) -> str:
-    """The nearest of the arguments."""
-    return nearest(key, SHARES)
 
 
 def plan(teacher: nn.Module, arguments: Mapping[str, Any], noise: Tensor, name: str) -> Structure:
@@ -54,11 +29,12 @@ def plan(teacher: nn.Module, arguments: Mapping[str, Any], noise: Tensor, name: 
     multiply-adds or weights are at most that share of the teacher's. `teacher` is in eval mode and stays as it is.
     Raises UserError where the teacher, `name` in messages, cannot be pruned or not by so much.
     """
-    check(arguments)
+    from harness.networks import channels  # what it traces with takes a second to import
+
     dropped = _least_missed(teacher, noise, arguments["blocks"], name) if "blocks" in arguments else []
     shorter = copy.deepcopy(teacher)
     cutting.cut(shorter, {"kept": {}, "dropped": dropped})
-    wanted = next((key for key in SHARES[:3] if key in arguments), None)
+    wanted = next((key for key in arguments if key != "blocks"), None)
     if wanted is None:
         return {"kept": {}, "dropped": dropped}
     groups = channels.find(shorter, noise[:2], name)
@@ -68,20 +44,8 @@ def plan(teacher: nn.Module, arguments: Mapping[str, Any], noise: Tensor, name: 
 
     if wanted == "channels":
         return structure(arguments["channels"])
-    measure: Callable[[nn.Module], int] = {"macs": lambda module: macs(module, noise[:1]), "parameters": parameters}[wanted]
+    measure = partial(layers.macs, x=noise[:1]) if wanted == "macs" else layers.num_parameters
     return _search(teacher, structure, measure, wanted, arguments[wanted])
-
-
-def macs(module: nn.Module, x: Tensor) -> int:
-    """Multiply-adds of convolutions and matrix products for one of the images x [B, C, H, W]; `module` in eval mode."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        module(x)
-    return int(counter.get_total_flops()) // 2 // len(x)
-
-
-def parameters(module: nn.Module) -> int:
-    """Number of parameters."""
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def droppable(module: nn.Module, x: Tensor) -> list[str]:
@@ -100,8 +64,9 @@ def droppable(module: nn.Module, x: Tensor) -> list[str]:
 
     def hear(name: str) -> Callable[..., None]:
         def hook(layer: nn.Module, inputs: tuple[object, ...], named: object, output: object) -> None:
-            single = not named and len(inputs) == 1 and isinstance(inputs[0], Tensor)
-            calls[name].append(inputs[0].clone() if single and _same_shape(inputs[0], output) else None)
+            given = inputs[0] if len(inputs) == 1 and not named else None
+            same = isinstance(given, Tensor) and isinstance(output, Tensor) and given.shape == output.shape
+            calls[name].append(given.clone() if isinstance(given, Tensor) and same else None)
 
         return hook
 
@@ -114,10 +79,6 @@ def droppable(module: nn.Module, x: Tensor) -> list[str]:
             handle.remove()
     found = [name for name in numbered if len(calls[name]) == 1 and _passes(module.get_submodule(name), calls[name][0])]
     return [name for name in found if not any(other.startswith(f"{name}.") for other in found)]
-
-
-def _same_shape(given: object, output: object) -> bool:
-    return isinstance(given, Tensor) and isinstance(output, Tensor) and given.shape == output.shape
 
 
 def _passes(block: nn.Module, given: Tensor | None) -> bool:

@@ -58,6 +58,8 @@ def cut(module: nn.Module, structure: Structure) -> None:
 
     Raises UserError where the structure is not one of this network; the network is then of no use any more.
     """
+    if not {"dropped", "kept"} <= set(structure):
+        raise UserError("a pruned structure holds what is kept and what is dropped")
     for name in structure["dropped"]:
         _drop(module, name)
     for name, axes in structure["kept"].items():
@@ -75,7 +77,7 @@ def cut(module: nn.Module, structure: Structure) -> None:
                 _cut_linear(layer, axes)
             else:
                 _cut_vector(layer, axes["out"])
-        except (AttributeError, ValueError, KeyError, IndexError) as error:
+        except (AttributeError, ValueError, KeyError, IndexError, TypeError) as error:
             raise UserError(f"layer {name!r} does not fit the pruned structure: {error}") from None
 
 
@@ -156,10 +158,9 @@ def _cut_convolution(layer: _ConvNd, axes: Mapping[str, Sequence[int]]) -> None:
         inputs, outputs = (axes.get(axis, range(size(layer, axis))) for axis in ("in", "out"))
         rows, columns = (inputs, outputs) if layer.transposed else (outputs, inputs)
         totals = [size(layer, axis) for axis in (("in", "out") if layer.transposed else ("out", "in"))]
-        places = zip(*(_parts(kept, total, layer.groups) for kept, total in zip((rows, columns), totals, strict=True)))
-        pieces = zip(layer.weight.chunk(layer.groups), places, strict=True)
-        taken = [_take(_take(piece, 0, row), 1, column) for piece, (row, column) in pieces]
-        _replace(layer, "weight", torch.cat(taken))
+        parts = [_parts(kept, total, layer.groups) for kept, total in zip((rows, columns), totals, strict=True)]
+        pieces = zip(layer.weight.chunk(layer.groups), *parts, strict=True)
+        _replace(layer, "weight", torch.cat([_take(_take(piece, 0, row), 1, column) for piece, row, column in pieces]))
         layer.in_channels, layer.out_channels, kept = len(inputs), len(outputs), outputs
     if layer.bias is not None:
         _replace(layer, "bias", _take(layer.bias, 0, kept))

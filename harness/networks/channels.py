@@ -18,12 +18,11 @@ import torch
 import torch_pruning
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-
 from torch_pruning.ops import OPTYPE
 
-from harness import cutting
-from harness.cutting import Structure
 from harness.errors import UserError
+from harness.networks import cutting
+from harness.networks.cutting import Structure
 
 TOLERANCE = 1e-3
 """Most that two ways to the same answer may differ, as a share of its largest value: rounding."""
@@ -139,8 +138,8 @@ def _candidates(module: nn.Module, graph: Any) -> Iterator[Group]:
         if stream or touched is None or total < 2 or total % parts:
             continue
         importance = torch_pruning.importance.GroupMagnitudeImportance(p=2)(traced)
-        operations = {_operation(item.dep.target) for item in traced} - {None}
-        yield Group(name, total, parts, importance.float(), touched, frozenset(operations))
+        operations = frozenset(filter(None, (_operation(item.dep.target) for item in traced)))
+        yield Group(name, total, parts, importance.float(), touched, operations)
 
 
 def _axis(graph: Any, dependency: Any) -> str:
