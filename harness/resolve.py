@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from harness import config as config_module
 from harness import methods, task
-from harness.config import UNTRAINED, Config
+from harness.config import FROM_TEACHER, PRUNED, UNTRAINED, Config
 from harness.config.parse import Overlay, merge, paths
 from harness.errors import UserError, nearest
 
@@ -55,6 +55,10 @@ def _finish(overlay: Overlay) -> Config:
     for role in ("teacher", "student"):
         if not getattr(config, role).network and (role, config.method) != ("teacher", "supervised"):
             raise UserError(f"{role}.network is not set: name a network, or path/to/file.py:function")
+    taught = methods.find(config.method, config.variant)[0].has_teacher
+    if not taught and (config.student.network == PRUNED or config.student.start == FROM_TEACHER):
+        asked = f"network={PRUNED}" if config.student.network == PRUNED else f"start={FROM_TEACHER}"
+        raise UserError(f"student.{asked}: method={config.method} has no teacher whose weights the student could take")
     fill: dict[str, Any] = {}
     if config.student_discrepancy is None:
         fill["student_discrepancy"] = config.discrepancy

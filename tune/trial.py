@@ -17,6 +17,7 @@ from torch import nn
 from harness.config import Config
 from harness.errors import Diverged, UserError
 from harness.networks import roles
+from harness.run import folder
 from harness.training import distill
 from tune import configs, population, probe, run_folders
 from tune.plan import PROBE_METRIC, Plan, oracle_metric
@@ -137,4 +138,4 @@ def student(config: Config, path: Path) -> nn.Module:
     checkpoint = probe.last_checkpoint(path)
     if checkpoint is None:
         raise UserError(f"{path} has no checkpoint yet: resume the sweep")
-    return probe.restored(roles.student(config), checkpoint, "student")
+    return probe.restored(roles.student(config, folder.structure(path)), checkpoint, "student")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from harness import config, files
 from harness import task as tasks
-from harness.config import UNTRAINED, Config, Distributed
+from harness.config import FRESH, UNTRAINED, Config, Distributed
 from harness.config.parse import Overlay, merge, nest
 from harness.distributed.runtime import Runtime
 from harness.errors import UserError, nearest
@@ -36,7 +36,8 @@ def of_run(
     recorded = dataclasses.replace(recorded, distributed=Distributed())  # scored here, on one process
     settings = _located(config.build(merge(config.to_dict(recorded), merge(nest(given), over or {}))), records)
     student, _ = load_student(run)
-    missing = [problem for role, record in records.items() if (problem := _problem(role, record))]
+    needed = {role: record for role, record in records.items() if role != "student.start"}
+    missing = [problem for role, record in needed.items() if (problem := _problem(role, record))]
     for problem in missing:
         warn(f"{problem}: the student is scored alone")
     runtime = Runtime(settings)
@@ -97,7 +98,7 @@ def table(found: Mapping[str, Any]) -> list[str]:
 def _generate(run: Path, settings: Config, runtime: Runtime) -> Callable[[int, int], Tensor]:
     """The images the run's last generator invents: generate(batch size, index of the batch)."""
     turns = find(settings.method, settings.variant)[0].turns(settings)
-    machine = Machine(settings, runtime, turns, roles.teacher(settings))
+    machine = Machine(settings, runtime, turns, roles.teacher(settings), folder.structure(run))
     if checkpoint.restore(run / "checkpoints", machine.players, take=machine.sources.take) is None:
         raise UserError(f"{run / 'checkpoints'} is empty, it held the generator: name test images with --data")
     last = machine.networks()
@@ -124,7 +125,8 @@ def _located(settings: Config, records: Mapping[str, Mapping[str, Any]]) -> Conf
     }
     checkpoint_file = records.get("teacher.checkpoint", {}).get("path", settings.teacher.checkpoint)
     teacher = dataclasses.replace(settings.teacher, network=names["teacher"], checkpoint=checkpoint_file)
-    student = dataclasses.replace(settings.student, network=names["student"])
+    # The weights are the run's: those that it started from are of no concern any more.
+    student = dataclasses.replace(settings.student, network=names["student"], start=FRESH, blocks=None)
     return dataclasses.replace(settings, teacher=teacher, student=student)
 
 

@@ -12,6 +12,9 @@ from rich.table import Table
 from harness import task as tasks
 from harness.training.distill import Report
 
+UNITS = {"macs": ("MMAC an image", 1e6), "bytes": ("MB", 1e6), "milliseconds": ("ms an image", 1.0)}
+"""Figures of a network in result.json: the table's name of each, and its unit."""
+
 
 def follow(reports: Iterable[Report]) -> Report | None:
     """Shows every report and returns the last; None where there was none."""
@@ -30,18 +33,18 @@ def conclusion(report: Report) -> None:
     """The table of a finished run, and where to look next."""
     result = report.result
     assert result is not None
-    metrics = tasks.load(result["task"]).reported_metrics
-    table = Table("network", "parameters", *metrics, "agreement", "seconds")
-    for role in ("teacher", "student"):
-        if row := result[role]:
-            figures = (*(row[name] for name in metrics), result["agreement"] if role == "student" else None)
-            seconds = f"{result['wall_seconds']:.1f}" if role == "student" else ""
-            table.add_row(
-                f"{role} {row['network']}" + (" (untrained)" if row.get("untrained") else ""),
-                f"{row['parameters']:,}",
-                *("-" if figure is None else f"{figure:.2%}" for figure in figures),
-                seconds,
-            )
+    rows = {role: row for role in ("teacher", "student") if (row := result[role])}
+    names = [f"{role} {row['network']}" + " (untrained)" * bool(row.get("untrained")) for role, row in rows.items()]
+    table = Table("", *names)
+    table.add_row("parameters", *(f"{row['parameters']:,}" for row in rows.values()))
+    for key, (name, unit) in UNITS.items():
+        table.add_row(name, *(f"{row[key] / unit:,.4g}" if key in row else "-" for row in rows.values()))
+    for metric in tasks.load(result["task"]).reported_metrics:
+        table.add_row(metric, *("-" if row[metric] is None else f"{row[metric]:.2%}" for row in rows.values()))
+    blank = [""] * (len(rows) - 1)  # what follows is the student's
+    if result["agreement"] is not None:
+        table.add_row("agreement", *blank, f"{result['agreement']:.2%}")
+    table.add_row("seconds", *blank, f"{result['wall_seconds']:.1f}")
     console = Console(markup=False)  # a path may hold [brackets]
     console.print(table)
     if result["agreement_on"] == "generated" and result["agreement"] is not None:

@@ -3,12 +3,12 @@
 from harness.config.convert import BOOKKEEPING, build, differences, flat, identity, to_dict
 from harness.config.fields import Config, image_shape, sides
 from harness.config.images import Data, Input, Inversion, Replay, Teach
-from harness.config.networks import UNTRAINED, Generator, Optimizer, Student, Teacher
+from harness.config.networks import FRESH, FROM_TEACHER, PRUNED, UNTRAINED, Generator, Optimizer, Student, Teacher
 from harness.config.operation import Checkpoint, Distributed, Speed, Tracking, Zero
 from harness.config.weights import Weight, Weights, ever
 
 __all__ = [
-    "BOOKKEEPING", "UNTRAINED", "Checkpoint", "Config", "Data", "Distributed", "Generator", "Input", "Inversion",
-    "Optimizer", "Replay", "Speed", "Student", "Teach", "Teacher", "Tracking", "Weight", "Weights", "Zero", "build",
-    "differences", "ever", "flat", "identity", "image_shape", "sides", "to_dict",
+    "BOOKKEEPING", "FRESH", "FROM_TEACHER", "PRUNED", "UNTRAINED", "Checkpoint", "Config", "Data", "Distributed",
+    "Generator", "Input", "Inversion", "Optimizer", "Replay", "Speed", "Student", "Teach", "Teacher", "Tracking",
+    "Weight", "Weights", "Zero", "build", "differences", "ever", "flat", "identity", "image_shape", "sides", "to_dict",
 ]  # fmt: skip

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from harness.config import check, parse
+from harness.config import check, parse, start
 from harness.config.fields import SCHEMA, Config, num_channels
 from harness.config.parse import Overlay
 from harness.errors import UserError
@@ -32,6 +32,7 @@ def build(overlay: Overlay) -> Config:
         )
     config = parse.build(Config, overlay)
     check.check(flat(config), num_channels(config))
+    start.check(flat(config))
     return config
 
 

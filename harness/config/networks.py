@@ -10,6 +10,12 @@ from harness.config.weights import Weight
 UNTRAINED = "untrained"
 """The value of `teacher.checkpoint` that asks for random weights."""
 
+PRUNED = "pruned"
+"""The value of `student.network` that asks for the teacher with a part of it removed."""
+
+FRESH, FROM_TEACHER = "fresh", "teacher"
+"""The values of `student.start` that name no file."""
+
 
 @dataclass(frozen=True)
 class Optimizer:
@@ -62,9 +68,14 @@ class Student(Optimizer):
     """The small network to train, and how."""
 
     network: str = ""
-    """As the teacher's."""
+    """As the teacher's; or "pruned": the teacher, of which the share in `arguments` remains, with what weights it has
+    left."""
     arguments: dict[str, Any] = field(default_factory=dict)
-    """Keyword arguments of the network."""
+    """Keyword arguments of the network; of a pruned one macs, parameters or channels, and blocks: shares."""
+    start: str = FRESH
+    """The weights it begins with: "fresh" ones, those of the "teacher" with the same path and shape, or a file's."""
+    blocks: list[int] | dict[str, Any] | None = None
+    """With start=teacher, the teacher's blocks for a stage that has fewer, or {stage: blocks}; null: the first ones."""
     weight_decay: float = 5e-4
     """L2 penalty added to the gradient."""
     average: float = 0.0

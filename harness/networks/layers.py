@@ -8,6 +8,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from harness.errors import UserError
 
@@ -74,3 +75,15 @@ def evaluating(networks: Iterable[nn.Module]) -> Iterator[None]:
 def num_parameters(module: nn.Module) -> int:
     """Number of parameters, trained or not; buffers do not count."""
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def num_bytes(module: nn.Module) -> int:
+    """Bytes of all parameters and buffers: the size of a file with the weights."""
+    return sum(values.numel() * values.element_size() for values in module.state_dict().values())
+
+
+def macs(module: nn.Module, x: Tensor) -> int:
+    """Multiply-adds of the convolutions and matrix products for one of the images x [B, C, H, W]."""
+    with evaluating([module]), FlopCounterMode(display=False) as counter:
+        module(x)
+    return int(counter.get_total_flops()) // 2 // len(x)

@@ -13,10 +13,14 @@ from harness import errors
 from harness import task as tasks
 from harness.algorithm import generators
 from harness.algorithm.latents import mix
-from harness.config import UNTRAINED, Config, image_shape
+from harness.config import PRUNED, UNTRAINED, Config, Student, Teacher, image_shape
 from harness.errors import UserError
-from harness.networks import build, preprocessing, sizes, weights
+from harness.networks import build, cutting, preprocessing, pruning, sizes, weights
+from harness.networks.cutting import Structure
 from harness.networks.layers import evaluating
+
+NOISE = 16
+"""Images, normally distributed for each pixel, on which it is judged which blocks of a teacher can be left out."""
 
 
 def teacher(config: Config, say: Callable[[str], None] = lambda line: None) -> nn.Module:
@@ -36,15 +40,33 @@ def teacher(config: Config, say: Callable[[str], None] = lambda line: None) -> n
     return module
 
 
-def student(config: Config) -> nn.Module:
-    """The student with fresh weights; UserError where it does not fit the images or the classes."""
-    spec = config.student
+def student(config: Config, structure: Structure | None = None) -> nn.Module:
+    """The student with fresh weights; UserError where it does not fit the images or the classes.
+
+    `structure`: that of a pruned one; None finds it anew, from the teacher with its weights.
+    """
+    spec: Teacher | Student = config.student
+    if config.student.network == PRUNED:
+        spec = config.teacher
+        if structure is None:
+            structure = pruned(config, teacher(config))
     with seeded(config.seed, "student"):
         module = build.network(
             tasks.load(config.task), spec.network, config.classes, image_shape(config)[0], spec.arguments
         )
+    if config.student.network == PRUNED:
+        assert structure is not None
+        cutting.cut(module, structure)
+    spec = config.student
     check_fit(f"student.network={spec.network}", module, config)
     return module
+
+
+def pruned(config: Config, teacher: nn.Module) -> Structure:
+    """The structure of the student that is cut out of the teacher, the same in every process."""
+    noise = torch.randn(NOISE, *image_shape(config), generator=torch.Generator().manual_seed(0))
+    with evaluating([teacher]):
+        return pruning.plan(teacher, config.student.arguments, noise, f"teacher.network={config.teacher.network}")
 
 
 def check_fit(name: str, module: nn.Module, config: Config) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -18,11 +19,15 @@ import yaml
 
 from harness import config as config_module
 from harness import files
-from harness.config import UNTRAINED, Config
+from harness.config import FRESH, FROM_TEACHER, UNTRAINED, Config
 from harness.errors import UserError
 from harness.networks import checkpoints, own_file
+from harness.networks.cutting import Structure
 
 VERSIONS = ("torch", "torchvision", "accelerate", "timm", "torchmetrics", "deepspeed", "mlflow", "ray", "numpy")
+
+STRUCTURE = "structure.json"
+"""What is kept of the teacher in a pruned student."""
 
 
 def default(config: Config) -> Path:
@@ -106,7 +111,35 @@ def file_records(config: Config) -> dict[str, dict[str, Any]]:
     for role, name in (("teacher.network", config.teacher.network), ("student.network", config.student.network)):
         if source := own_file.source_file(name):
             found[role] = files.file_record(source)
+    if config.student.start not in (FRESH, FROM_TEACHER):
+        found["student.start"] = files.file_record(*checkpoints.parts(Path(config.student.start)))
     return found
+
+
+def structure(folder: Path) -> Structure | None:
+    """What is kept of the teacher in this run's pruned student; None where nothing is recorded yet."""
+    path = folder / STRUCTURE
+    try:
+        content = json.loads(path.read_text())
+        found: Structure = {"kept": content["kept"], "dropped": content["dropped"]}
+        same = content["sha256"] == _digest(found)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} cannot be read ({type(error).__name__}): give another --output") from None
+    if not same:
+        raise UserError(f"{path} is not what this run began with, it was changed: give another --output")
+    return found
+
+
+def write_structure(folder: Path, found: Structure) -> None:
+    """Records what is kept of the teacher in the student, from which a resumed run builds it."""
+    content = {**found, "sha256": _digest(found)}
+    files.write(folder / STRUCTURE, json.dumps(content) + "\n")
+
+
+def _digest(found: Structure) -> str:
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
 
 def result(folder: Path) -> dict[str, Any] | None:

@@ -12,8 +12,9 @@ from torch import nn
 
 from harness import files
 from harness import task as tasks
+from harness.config import PRUNED
 from harness.errors import UserError
-from harness.networks import build, own_file, weights
+from harness.networks import build, cutting, own_file, weights
 
 SCHEMA = 1
 """Of student.json; rises only when the meaning of a field changes."""
@@ -28,7 +29,9 @@ def write_student(folder: Path, module: nn.Module, record: Mapping[str, Any]) ->
     """Writes student.safetensors, and student.json: `record` with `schema` and the weights' `sha256` added.
 
     `record` holds task, network, arguments, classes, class_names, preprocessing (`dataclasses.asdict`) and `source`:
-    `networks.file_record` of a user's own network file, or None. Raises UserError where the folder cannot be written.
+    `files.file_record` of a user's own network file, or None. For a pruned student there is `pruned` too: network and
+    arguments of its teacher, whose file `source` then is, and the structure (`harness.networks.cutting`). Raises
+    UserError where the folder cannot be written.
     """
     path = folder / WEIGHTS
     save_weights(module, path)
@@ -49,8 +52,11 @@ def load_student(run: Path) -> tuple[nn.Module, dict[str, Any]]:
         raise UserError(f"{path} is not the file that {DESCRIPTION} describes: it was changed or is damaged")
     channels = 1 if record["preprocessing"]["channels"] == "gray" else 3
     task = tasks.load(record["task"])
-    name = own_file.located(record["network"], record["source"])
-    module = build.network(task, name, record["classes"], channels, record["arguments"])
+    whole = record.get("pruned") or record  # a pruned student is what is left of this network
+    name = own_file.located(whole["network"], record["source"])
+    module = build.network(task, name, record["classes"], channels, whole["arguments"])
+    if "structure" in whole:
+        cutting.cut(module, whole["structure"])
     weights.load(module, path, record["network"])
     return module.eval(), record
 
@@ -77,6 +83,8 @@ def _read_record(run: Path) -> dict[str, Any]:
         raise UserError(f"{path} has schema {schema!r}, this version reads {SCHEMA}: use the version that wrote it")
     if missing := [key for key in KEYS if key not in record]:
         raise UserError(f"{path} lacks {', '.join(missing)}: expected what a finished run wrote")
+    if record["network"] == PRUNED and not {"network", "arguments", "structure"} <= set(record.get("pruned") or {}):
+        raise UserError(f"{path} lacks what is left of the pruned network: expected what a finished run wrote")
     return record
 
 

@@ -18,6 +18,7 @@ from harness.config import UNTRAINED, Config, Tracking
 from harness.distributed.runtime import Runtime
 from harness.errors import Lost
 from harness.networks import roles
+from harness.networks.cutting import Structure
 from harness.resolve import untrained
 from harness.run import folder
 from harness.tracking import Status
@@ -127,13 +128,16 @@ def _resume(
 ) -> Generator[Report, None, None]:
     """The run in its folder from its last checkpoint to its end; the teacher is there."""
     names = runtime.together(lambda: class_names(config))
-    machine = _build(config, runtime, warn)
+    machine = _build(config, runtime, warn, runtime.first(lambda: folder.structure(path)))
     with ExitStack() as held:
         runtime.on_first(lambda: held.enter_context(folder.claim(path)))
         runtime.first(lambda: folder.open_run(path, config))
+        if machine.structure:
+            runtime.first(partial(folder.write_structure, path, machine.structure))
         state, means = restore(machine, path / "checkpoints")
         arguments = (path, config, state["round"], names, warn)
         record = runtime.on_first(lambda: Record(*arguments)) or NoRecord(*arguments)
+        record.began(machine.start)
         status: Status = "FAILED"
         try:
             report = yield from train(machine, record, state, means, stop, judge)
@@ -172,10 +176,15 @@ def _awaits_teacher(config: Config) -> bool:
     return awaited and not Path(str(config.teacher.checkpoint)).exists()
 
 
-def _build(config: Config, runtime: Runtime, warn: Callable[[str], None] = lambda line: None) -> Machine:
+def _build(
+    config: Config,
+    runtime: Runtime,
+    warn: Callable[[str], None] = lambda line: None,
+    structure: Structure | None = None,
+) -> Machine:
     method, _ = methods.find(config.method, config.variant)
     teacher = runtime.together(lambda: roles.teacher(config, warn)) if method.has_teacher else None
-    return Machine(config, runtime, method.turns(config), teacher)
+    return Machine(config, runtime, method.turns(config), teacher, structure)
 
 
 def _rehearse(config: Config, runtime: Runtime) -> None:

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from harness.algorithm.latents import mix, seed_dropout
 from harness.algorithm.turns import Terms, combine, generator_turn, student_turn
-from harness.config import Config, Optimizer
+from harness.config import PRUNED, Config, Optimizer
 from harness.distributed.runtime import Runtime
 from harness.methods import Turn
-from harness.networks import maps, roles
+from harness.networks import maps, roles, start
+from harness.networks.cutting import Structure
 from harness.training import inversion
 from harness.training.average import Average
 from harness.training.players import Health, Player
@@ -53,11 +54,27 @@ class Networks:
 class Machine:
     """Everything that computes in a run; `play` is one turn."""
 
-    def __init__(self, config: Config, runtime: Runtime, turns: list[Turn], teacher: nn.Module | None) -> None:
-        """`teacher`: the network to learn from, with its weights; None where labels teach."""
+    def __init__(
+        self,
+        config: Config,
+        runtime: Runtime,
+        turns: list[Turn],
+        teacher: nn.Module | None,
+        structure: Structure | None = None,
+    ) -> None:
+        """`teacher`: the network to learn from, with its weights; None where labels teach.
+
+        `structure`: of a pruned student, where it is known already; else rank 0 finds it for all.
+        """
         self.config, self.runtime, self.turns = config, runtime, turns
         self.health = Health(runtime.device)
-        modules = runtime.together(lambda: {name: build(config) for name, build in self._trained().items()})
+        if config.student.network == PRUNED and structure is None and teacher:
+            structure = runtime.first(lambda: roles.pruned(config, teacher))
+        self.structure = structure
+        self.start = runtime.together(lambda: start.begin(config, teacher, structure))
+        modules = {"student": self.start.module}
+        if "generator" in self._trained():
+            modules["generator"] = runtime.together(lambda: roles.generator(config))
         generates = any(turn.kind == "generator" for turn in turns)
         theirs, own = maps.compared(config, teacher, modules["student"]) if teacher else (maps.NOTHING, maps.NOTHING)
         self.teacher = build_teacher(config, runtime, teacher, generates, theirs) if teacher else None
@@ -107,7 +124,7 @@ class Machine:
     def _trained(self) -> dict[str, Callable[[Config], nn.Module]]:
         """What builds each of the networks that are trained."""
         generates = any(turn.source == "latents" for turn in self.turns)
-        found: dict[str, Callable[[Config], nn.Module]] = {"student": roles.student}
+        found: dict[str, Callable[[Config], nn.Module]] = {"student": partial(roles.student, structure=self.structure)}
         return found | ({"generator": roles.generator} if generates else {})
 
     def _whole(self, player: Player, build: Callable[[Config], nn.Module]) -> nn.Module:

@@ -16,6 +16,7 @@ from harness.config import Config
 from harness.methods import METHODS
 from harness.networks import preprocessing
 from harness.networks.layers import evaluating
+from harness.networks.start import Start
 from harness.run import folder, pictures
 from harness.run.metrics import Log, read
 from harness.training.data import spread
@@ -50,6 +51,13 @@ class Record:
         self.experiment.params(config_module.flat(config))
         self._collapsed, self._closed = 0, False
         self.alarm: str | None = None
+
+    def began(self, start: Start) -> None:
+        """What weights the student begins with."""
+        if start.line:
+            self.warn(start.line)
+        if start.inherited is not None:
+            self.experiment.tag("inherited", f"{start.inherited:.4f}")
 
     def row(self, round_index: int, seconds: float, values: Mapping[str, float]) -> None:
         """A report's values, to metrics.jsonl and MLflow; watches for collapse."""
@@ -126,6 +134,9 @@ class NoRecord(Record):
 
     def __init__(self, path: Path, config: Config, start: int, names: list[str], warn: Callable[[str], None]) -> None:
         self.path, self.config, self.names, self.alarm = path, config, names, None
+
+    def began(self, start: Start) -> None:
+        """Nothing."""
 
     def row(self, round_index: int, seconds: float, values: Mapping[str, float]) -> None:
         """Nothing."""

@@ -10,8 +10,9 @@ from typing import Any
 from harness import files, methods
 from harness import task as tasks
 from harness.config import UNTRAINED, Config
-from harness.networks import checkpoints, layers, own_file, preprocessing
+from harness.networks import checkpoints, own_file, preprocessing
 from harness.run.student import write_student
+from harness.training import cost
 from harness.training.evaluate import Scores, measure
 from harness.training.machine import Machine, Networks
 from harness.training.record import Record
@@ -31,7 +32,8 @@ def finish(machine: Machine, record: Record, report: Report, judge: Judge) -> di
     scores = _measure(config, last)
     record.row(report.round, report.seconds, _curve(config, scores) | judge(last.student))
     spec = config.student
-    source = own_file.source_file(spec.network)
+    whole = config.teacher if machine.structure else spec
+    source = own_file.source_file(whole.network)
     about = {
         "task": config.task,
         "network": spec.network,
@@ -41,6 +43,8 @@ def finish(machine: Machine, record: Record, report: Report, judge: Judge) -> di
         "preprocessing": dataclasses.asdict(preprocessing.preprocessing(config)),
         "source": files.file_record(source) if source else None,
     }
+    if machine.structure:
+        about["pruned"] = {"network": whole.network, "arguments": whole.arguments, "structure": machine.structure}
     first = machine.runtime.first
     first(lambda: write_student(record.path, last.student, about))
     for write in (record.curves, partial(record.scored, last), partial(record.model, last)):
@@ -61,13 +65,16 @@ def _curve(config: Config, scores: Scores) -> dict[str, float]:
 
 def _describe(machine: Machine, last: Networks, scores: Scores, report: Report) -> dict[str, Any]:
     config, metrics = machine.config, tasks.load(machine.config.task).reported_metrics
+    costs = machine.runtime.first(
+        lambda: {role: cost.of(config, getattr(last, role)) for role in ("teacher", "student")}
+    )
     teacher: dict[str, Any] | None = None
     if machine.teacher:
         checkpoint_file = config.teacher.checkpoint
         untrained = checkpoint_file == UNTRAINED
         teacher = {
             "network": config.teacher.network,
-            "parameters": layers.num_parameters(machine.teacher.module),
+            **costs["teacher"],
             "sha256": None if untrained else files.sha256(*checkpoints.parts(Path(str(checkpoint_file)))),
             **{name: scores.teacher.get(name) for name in metrics},
             **({"sizes": scores.sizes["teacher"]} if "teacher" in scores.sizes else {}),
@@ -79,7 +86,8 @@ def _describe(machine: Machine, last: Networks, scores: Scores, report: Report) 
         "teacher": teacher,
         "student": {
             "network": config.student.network,
-            "parameters": layers.num_parameters(last.student),
+            **({} if machine.start.inherited is None else {"inherited": machine.start.inherited}),
+            **costs["student"],
             **{name: scores.student.get(name) for name in metrics},
             **({"sizes": scores.sizes["student"]} if "student" in scores.sizes else {}),
         },

@@ -1,0 +1,203 @@
+"""The channels of a network that can be removed together, found by tracing it with torch-pruning's dependency graph.
+
+A group is a layer's output channels with all that depends on them: its normalisation and the inputs of the layers
+that follow. What the tracer reports is not trusted: a group counts only where the network without half of it answers as
+the whole network does whose next layers do not listen to that half.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch_pruning
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch_pruning.ops import OPTYPE
+
+from harness.errors import UserError
+from harness.networks import cutting
+from harness.networks.cutting import Structure
+
+TOLERANCE = 1e-3
+"""Most that two ways to the same answer may differ, as a share of its largest value: rounding."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels that are removed together."""
+
+    name: str
+    """The layer that makes them."""
+    size: int
+    """How many there are."""
+    parts: int
+    """Equal parts, in order, of which as many are kept in each: those of grouped convolutions."""
+    importance: Tensor
+    """[size]: group L2 importance, the mean over all layers of the sum of squared weights (arXiv 2301.12900)."""
+    touched: dict[tuple[str, str], list[tuple[int, int]]]
+    """(layer, axis): pairs of an index there and the channel, 0 to `size` - 1, with which it goes."""
+    operations: frozenset[str]
+    """What the channels pass through between layers, by autograd's names."""
+
+    def kept(self, share: float) -> set[int]:
+        """The most important channels, that share of them, at least one of each part; of equal ones the first."""
+        width = self.size // self.parts
+        number = max(1, math.floor(width * share + 0.5))
+        found: set[int] = set()
+        for part in self.importance.view(self.parts, width):
+            order = part.argsort(descending=True, stable=True)[:number]
+            found |= {len(found) // number * width + index for index in order.tolist()}
+        return found
+
+
+def find(module: nn.Module, x: Tensor, name: str) -> list[Group]:
+    """Every group of channels inside blocks, in the order of the layers; `module` is in eval mode and unchanged.
+
+    Left out are the residual stream (what an operation of several layers' outputs takes, but for a product, a gate),
+    the logits, and what cannot be removed without a change of what is left. `x` [B, C, H, W], B at least 2, are images.
+    Raises UserError with the reason where the network, `name` in messages, cannot be traced or nothing is left.
+    """
+    traced = copy.deepcopy(module).requires_grad_(True)
+    graph = torch_pruning.DependencyGraph()
+    try:
+        with torch.enable_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
+            graph.build_dependency(traced, (x,), forward_fn=lambda network, inputs: network(*inputs), verbose=False)
+            candidates = list(_candidates(traced, graph))
+    except Exception as error:  # whatever a network's own code or the tracer raises
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"{name} cannot be traced for pruning ({type(error).__name__}: {reason}): name a smaller network as "
+            "student.network"
+        ) from None
+    if not candidates:
+        raise UserError(
+            f"{name} cannot be pruned: it has no layer inside a block, only those that make the logits or the residual "
+            "stream: name a smaller network as student.network"
+        )
+    found = _sound(module, candidates, x)
+    if not found or (problem := _problem(module, structure(module, found, 0.5), x)):
+        first = candidates[0]
+        problem = problem if found else _problem(module, structure(module, [first], 0.5), x)
+        raise UserError(
+            f"{name} cannot be pruned: the tracer does not follow its channels through "
+            f"{', '.join(sorted(first.operations)) or 'its layers'} (layer {first.name!r}: {problem}): name a smaller "
+            "network as student.network"
+        )
+    return found
+
+
+def _sound(module: nn.Module, groups: Sequence[Group], x: Tensor) -> list[Group]:
+    """Those groups without which the others answer as before; asked of all at once first, which is nearly always so."""
+    if not groups or _problem(module, structure(module, groups, 0.5), x) is None:
+        return list(groups)
+    if len(groups) == 1:
+        return []
+    half = len(groups) // 2
+    return _sound(module, groups[:half], x) + _sound(module, groups[half:], x)
+
+
+def structure(module: nn.Module, groups: Sequence[Group], share: float, dropped: Sequence[str] = ()) -> Structure:
+    """What is left of the network where that share of each group is kept and the blocks `dropped` are left out."""
+    removed: dict[tuple[str, str], set[int]] = {}
+    for group in groups:
+        kept = group.kept(share)
+        for place, pairs in group.touched.items():
+            removed.setdefault(place, set()).update(index for index, channel in pairs if channel not in kept)
+    found: dict[str, dict[str, list[int]]] = {}
+    for (layer, axis), indices in removed.items():
+        if indices:
+            total = cutting.size(cutting.find(module, layer), axis)
+            found.setdefault(layer, {})[axis] = [index for index in range(total) if index not in indices]
+    return {"kept": found, "dropped": list(dropped)}
+
+
+def _candidates(module: nn.Module, graph: Any) -> Iterator[Group]:
+    """Groups inside blocks as the tracer reports them."""
+    names: dict[Any, str] = {layer: name for name, layer in module.named_modules()}
+    names |= {parameter: name for name, parameter in module.named_parameters()}
+    seen: set[Any] = set()
+    for layer, name in names.items():
+        makes = isinstance(layer, _ConvNd | nn.Linear) and not cutting.depthwise(layer)
+        if not makes or layer in seen or layer not in graph.module2node:
+            continue
+        pruner, total = graph.get_pruner_of_module(layer), cutting.size(layer, "out")
+        for channels in ([0], list(range(total))):  # one is enough to tell the residual stream, which may be long
+            traced = graph.get_pruning_group(layer, pruner.prune_out_channels, channels)
+            made = {item.dep.target for item in traced if _axis(graph, item.dep) == "out"}
+            seen |= {node.module for node in made}
+            if stream := any(_joins(node) or not node.outputs for node in made):
+                break
+        parts = math.lcm(*(_parts(item.dep.layer) for item in traced))
+        touched = _touched(graph, traced, names)
+        if stream or touched is None or total < 2 or total % parts:
+            continue
+        importance = torch_pruning.importance.GroupMagnitudeImportance(p=2)(traced)
+        operations = frozenset(filter(None, (_operation(item.dep.target) for item in traced)))
+        yield Group(name, total, parts, importance.float(), touched, operations)
+
+
+def _axis(graph: Any, dependency: Any) -> str:
+    """Which channels of its layer a dependency is about; "out" where input and output are one."""
+    pruner, handler = graph.get_pruner_of_module(dependency.layer), dependency.pruning_fn
+    return "in" if handler == pruner.prune_in_channels != pruner.prune_out_channels else "out"
+
+
+def _touched(graph: Any, traced: Any, names: dict[Any, str]) -> dict[tuple[str, str], list[tuple[int, int]]] | None:
+    """A traced group's `Group.touched`; None where it has a layer that cannot be cut."""
+    found: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    for item in traced:
+        layer = item.dep.layer
+        if layer not in names or (isinstance(layer, nn.PReLU) and layer.num_parameters == 1):
+            continue
+        if not isinstance(layer, (nn.Parameter, *cutting.SUPPORTED)) or None in item.root_idxs:
+            return None
+        axis = str(item.dep.target.pruning_dim) if isinstance(layer, nn.Parameter) else _axis(graph, item.dep)
+        found[names[layer], axis] = list(zip(item.idxs, item.root_idxs, strict=True))
+    return found
+
+
+def _parts(layer: Any) -> int:
+    if isinstance(layer, nn.GroupNorm):
+        return layer.num_groups
+    return layer.groups if isinstance(layer, _ConvNd) and not cutting.depthwise(layer) else 1
+
+
+def _joins(node: Any) -> bool:
+    """Whether an operation takes several layers' outputs channel by channel; a product is a gate, not a stream."""
+    several = sum(bool(source.inputs) or isinstance(source.module, cutting.SUPPORTED) for source in node.inputs) > 1
+    return several and node.type == OPTYPE.ELEMENTWISE and "Mul" not in str(node.module)
+
+
+def _operation(node: Any) -> str | None:
+    """The name of what is no layer, such as "PermuteBackward0"."""
+    return node.grad_fn.name() if node.type in (OPTYPE.ELEMENTWISE, OPTYPE.RESHAPE) else None
+
+
+def _problem(module: nn.Module, shape: Structure, x: Tensor) -> str | None:
+    """What is wrong with a structure that the tracer found, or None.
+
+    The cut network has to answer as the masked one, up to rounding, and to run in training mode too. Normalisations
+    over channels, which see how many there are, are left out of both.
+    """
+    try:
+        cut, masked = copy.deepcopy(module), cutting.masked(module, shape)
+        cutting.cut(cut, shape)
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            copy.deepcopy(cut).train()(x)
+            for name in shape["kept"]:
+                if isinstance(cutting.find(cut, name), nn.GroupNorm | nn.LayerNorm):
+                    cut.set_submodule(name, nn.Identity())
+                    masked.set_submodule(name, nn.Identity())
+            found, expected = cut(x), masked(x)
+    except Exception as error:  # whatever a layer raises over a shape
+        return " ".join(str(error).split())[:200]
+    if found.shape != expected.shape:
+        return f"its logits would be {list(found.shape)} instead of {list(expected.shape)}"
+    close = torch.allclose(found, expected, rtol=0, atol=TOLERANCE * expected.abs().max().item())
+    return None if close else "without these channels the others answer differently"

@@ -1,0 +1,71 @@
+"""The student with the weights that it begins with: fresh ones, its teacher's, a file's, or what pruning left."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from harness.config import FRESH, FROM_TEACHER, PRUNED, Config, image_shape
+from harness.errors import UserError
+from harness.networks import cutting, inheriting, layers, roles, weights
+from harness.networks.cutting import Structure
+
+
+@dataclass(frozen=True)
+class Start:
+    """A student before its first update."""
+
+    module: nn.Module
+    inherited: float | None = None
+    """Share of its weights that are the teacher's; None where they are fresh or a file's."""
+    line: str | None = None
+    """What there is to say of it."""
+
+
+def begin(config: Config, teacher: nn.Module | None, structure: Structure | None) -> Start:
+    """The student of a configuration, from its teacher with its weights; `structure`: that of a pruned one.
+
+    Raises UserError where the weights do not fit.
+    """
+    spec = config.student
+    if spec.network == PRUNED:
+        assert teacher is not None and structure is not None
+        return _pruned(config, teacher, structure)
+    module, name = roles.student(config), f"student.network={spec.network}"
+    if spec.start == FROM_TEACHER:
+        assert teacher is not None
+        found = inheriting.inherit(module, teacher, (name, f"teacher.network={config.teacher.network}"), spec.blocks)
+        blocks = "".join(f", {stage} with blocks {chosen}" for stage, chosen in found.blocks.items())
+        return Start(module, found.share, f"{found.share:.1%} of the student's weights are the teacher's{blocks}")
+    if spec.start != FRESH:
+        if not Path(spec.start).exists():
+            raise UserError(
+                f"student.start={spec.start!r}: there is no such file; expected {FRESH}, {FROM_TEACHER} or a file of "
+                "weights"
+            )
+        weights.load(module, Path(spec.start), name)
+        return Start(module, line=f"the student begins with the weights in {spec.start}")
+    return Start(module)
+
+
+def _pruned(config: Config, teacher: nn.Module, structure: Structure) -> Start:
+    module = copy.deepcopy(teacher).requires_grad_(True)
+    try:
+        cutting.cut(module, structure)
+    except UserError as error:
+        raise UserError(f"student.network={PRUNED}: {error}") from None
+    roles.check_fit(f"student.network={PRUNED}", module, config)
+    x = torch.zeros(1, *image_shape(config))
+    figures = [(layers.macs(network, x) / 1e6, layers.num_parameters(network)) for network in (module, teacher)]
+    (own_macs, own_weights), (their_macs, their_weights) = figures
+    dropped = f", without blocks {', '.join(structure['dropped'])}" if structure["dropped"] else ""
+    line = (
+        "the student is the teacher pruned to "
+        f"{own_macs:,.4g} of {their_macs:,.4g} MMAC ({own_macs / their_macs:.1%}), "
+        f"{own_weights:,} of {their_weights:,} parameters ({own_weights / their_weights:.1%}){dropped}"
+    )
+    return Start(module, 1.0, line)
