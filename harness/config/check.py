@@ -45,8 +45,8 @@ def _check_numbers(values: Values) -> None:
                  "inversion.rounds", "inversion.bank"):  # fmt: skip
         _need(values, path, values[path] >= 1, "at least 1")
     for path in ("seed", "teach.seed", "evaluate_every", "data.workers", "generator.width", "student.clip",
-                 "generator.clip", "generator.warmup", "student.weight_decay", "generator.weight_decay",
-                 "teach.weight_decay"):  # fmt: skip
+                 "generator.clip", "generator.warmup", "student.reconstruct",
+                 "student.weight_decay", "generator.weight_decay", "teach.weight_decay"):  # fmt: skip
         _need(values, path, values[path] >= 0, "at least 0")
     for path in ("student.lr", "generator.lr", "teach.lr", "student.gamma", "generator.gamma", "temperature"):
         _need(values, path, 0 < values[path] < math.inf, "a number above 0")

@@ -76,6 +76,9 @@ class Student(Optimizer):
     """The weights it begins with: "fresh" ones, those of the "teacher" with the same path and shape, or a file's."""
     blocks: list[int] | dict[str, Any] | None = None
     """With start=teacher, the teacher's blocks for a stage that has fewer, or {stage: blocks}; null: the first ones."""
+    reconstruct: int = 0
+    """Batches of generated images on which a pruned student's layers are fitted to the teacher's before the first
+    round, by least squares; 0: they are not."""
     weight_decay: float = 5e-4
     """L2 penalty added to the gradient."""
     average: float = 0.0

@@ -14,7 +14,7 @@ from harness.algorithm.turns import Reduce, local
 from harness.config import Config, Optimizer
 from harness.distributed import processes, speed, system, zero
 from harness.distributed.batch_norm import synchronise
-from harness.distributed.collectives import loss_sum
+from harness.distributed.collectives import loss_sum, total
 from harness.distributed.engines import Engine, ReplicatedEngine
 from harness.distributed.requests import Requests
 from harness.distributed.status import Status
@@ -114,6 +114,10 @@ class Runtime:
         summed = loss_sum(torch.cat([sums, counts]))
         self.requests.receive(summed[-len(counts) :].detach())
         return summed[: -len(counts)]
+
+    def total(self, values: Tensor) -> Tensor:
+        """A tensor summed over all processes, without gradients."""
+        return values if self.world_size == 1 else total(values)
 
     def gather(self, value: Value) -> list[Value]:
         """What every process hands in, in the order of their ranks."""

@@ -88,11 +88,14 @@ def _check_generator(config: Config) -> None:
         )
 
 
-def _refuse_warmup(config: Config) -> None:
-    if config.generator.warmup:
-        raise UserError(
-            f"generator.warmup={config.generator.warmup}: method={config.method} has no generator that lasts: set 0"
-        )
+def _refuse_preparations(config: Config) -> None:
+    """UserError where what needs a generator before the first round is asked for, and there is none."""
+    for path, value in (
+        ("generator.warmup", config.generator.warmup),
+        ("student.reconstruct", config.student.reconstruct),
+    ):
+        if value:
+            raise UserError(f"{path}={value}: method={config.method} has no generator that lasts: set 0")
 
 
 def _refuse_replay(config: Config, reason: str) -> None:
@@ -126,7 +129,7 @@ def inverting(source: Literal["pixels", "fresh", "meta"]) -> Callable[[Config], 
     """One batch of images into the pool, by many steps, then k student turns from the pool."""
 
     def turns(config: Config) -> list[Turn]:
-        _refuse_warmup(config)
+        _refuse_preparations(config)
         _check_sought(config)
         _check_maps(config)
         _refuse_replay(config, "its student learns from the pool in every turn")
@@ -140,12 +143,12 @@ def inverting(source: Literal["pixels", "fresh", "meta"]) -> Callable[[Config], 
 
 def on_real_data(config: Config) -> list[Turn]:
     """k student turns on real images."""
-    _refuse_warmup(config)
+    _refuse_preparations(config)
     _refuse_replay(config, "it generates no images")
     return [Turn("student", "data", student_terms)] * config.student_steps
 
 
 def supervised(config: Config) -> list[Turn]:
     """One turn on real images and labels."""
-    _refuse_warmup(config)
+    _refuse_preparations(config)
     return [Turn("supervised", "data", supervised_terms)]

@@ -41,8 +41,20 @@ _SWIFT: Overlay = {
 _AIMED: Overlay = merge(_SWIFT, {"weights": {"batch_norm": 3.0, "target": 0.5, "class_balance": 1.4}})
 """`swift` with class-conditional latents and a higher weight of the batch-norm term."""
 
+_WARM: Overlay = merge(
+    _SWIFT,
+    {
+        "replay": {"augment": True},
+        "weights": {"batch_norm": 3.0},
+        "student": {"lr": 0.02, "schedule": "cosine", "average": 0.0, "features": 100.0, "reconstruct": 6},
+        "generator": {"lr": 3e-3, "warmup": 80},
+    },
+)
+"""`swift` for a student that starts from its teacher's weights: its blocks are compared with the teacher's, and what was
+cut is fitted anew on images of a generator that has learnt the teacher's statistics first."""
+
 METHODS: dict[str, Method] = {
-    "ddad": Method(alternating, {"paper": {}, "swift": _SWIFT, "aimed": _AIMED}),
+    "ddad": Method(alternating, {"paper": {}, "swift": _SWIFT, "aimed": _AIMED, "warm": _WARM}),
     "dfad": Method(alternating, {"paper": {"weights": {"batch_norm": 0.0}}}),
     "dafl": Method(from_one_batch, baselines.DAFL),
     "zskt": Method(after_the_generator, baselines.ZSKT),

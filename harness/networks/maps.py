@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -30,15 +31,18 @@ class Compared:
 NOTHING = Compared()
 
 
-def compared(config: Config, teacher: nn.Module, student: nn.Module) -> tuple[Compared, Compared]:
+def compared(
+    config: Config, teacher: nn.Module, student: nn.Module, inherited: Mapping[str, list[int]] = MappingProxyType({})
+) -> tuple[Compared, Compared]:
     """What the student's terms compare, in the teacher and in the student, pair by pair.
 
-    UserError where a term has a weight and the two networks share nothing that it can compare.
+    `inherited`: by the path of a stage with fewer blocks, the teacher's block for each of the student's. UserError
+    where a term has a weight and the two networks share nothing that it can compare.
     """
     if not ever(config.student.attention) and not ever(config.student.features):
         return NOTHING, NOTHING
     maps = shared(config, teacher, student) if ever(config.student.attention) else ((), ())
-    blocks = shared_blocks(config, teacher, student) if ever(config.student.features) else ((), ())
+    blocks = shared_blocks(config, teacher, student, inherited) if ever(config.student.features) else ((), ())
     return Compared(maps[0], blocks[0]), Compared(maps[1], blocks[1])
 
 
@@ -65,17 +69,31 @@ def shared(config: Config, teacher: nn.Module, student: nn.Module) -> tuple[list
     return [other[size] for size in sizes], [own[size] for size in sizes]
 
 
-def shared_blocks(config: Config, teacher: nn.Module, student: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
+def shared_blocks(
+    config: Config, teacher: nn.Module, student: nn.Module, inherited: Mapping[str, list[int]] = MappingProxyType({})
+) -> tuple[list[nn.Module], list[nn.Module]]:
     """Blocks of the teacher, and those of the student of the same name and shape of output, in order.
 
-    A block is a numbered part, such as `layer2.0`, that has layers of its own. UserError where the two share none.
+    A block is a numbered part, such as `layer2.0`, that has layers of its own. Of a stage in `inherited`, a block of
+    the student is compared with the last of the teacher's before the next that was inherited: it has to do the work of
+    all of them. UserError where the two share none.
     """
     x = torch.zeros(2, *image_shape(config))
     own, other = block_shapes(student, x), block_shapes(teacher, x)
-    names = [name for name in own if own[name] == other.get(name)]
+    pairs = {name: _corresponding(name, inherited, other) for name in own}
+    names = [name for name in own if own[name] == other.get(pairs[name])]
     if not names:
         raise _nothing_shared(config, "features", "block of equal name and shape")
-    return [teacher.get_submodule(name) for name in names], [student.get_submodule(name) for name in names]
+    return [teacher.get_submodule(pairs[name]) for name in names], [student.get_submodule(name) for name in names]
+
+
+def _corresponding(name: str, inherited: Mapping[str, list[int]], theirs: Collection[str]) -> str:
+    """The teacher's block with which a student's block is compared."""
+    stage, _, index = name.rpartition(".")
+    if stage not in inherited:
+        return name
+    following = [*inherited[stage], sum(other.rpartition(".")[0] == stage for other in theirs)]
+    return f"{stage}.{following[int(index) + 1] - 1}"
 
 
 def block_shapes(module: nn.Module, x: Tensor) -> dict[str, tuple[int, ...]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -24,6 +25,8 @@ class Start:
     """Share of its weights that are the teacher's; None where they are fresh or a file's."""
     line: str | None = None
     """What there is to say of it."""
+    blocks: Mapping[str, list[int]] = field(default_factory=dict)
+    """By the path of a stage with fewer blocks than the teacher's: the teacher's block for each of the student's."""
 
 
 def begin(config: Config, teacher: nn.Module | None, structure: Structure | None) -> Start:
@@ -40,7 +43,8 @@ def begin(config: Config, teacher: nn.Module | None, structure: Structure | None
         assert teacher is not None
         found = inheriting.inherit(module, teacher, (name, f"teacher.network={config.teacher.network}"), spec.blocks)
         blocks = "".join(f", {stage} with blocks {chosen}" for stage, chosen in found.blocks.items())
-        return Start(module, found.share, f"{found.share:.1%} of the student's weights are the teacher's{blocks}")
+        line = f"{found.share:.1%} of the student's weights are the teacher's{blocks}"
+        return Start(module, found.share, line, found.blocks)
     if spec.start != FRESH:
         if not Path(spec.start).exists():
             raise UserError(

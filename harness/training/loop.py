@@ -21,7 +21,9 @@ from harness.training.result import evaluation
 
 
 def restore(machine: Machine, folder: Path) -> tuple[dict[str, Any], Means]:
-    """The state of the last checkpoint, {round, turn, seconds ...}, and the means of the round that it is in.
+    """The state of the last checkpoint, {round, turn, seconds, prepared}, and the means of the round that it is in.
+
+    `prepared`: steps before the first round that are done; all of them where a checkpoint does not say.
 
     Where there is no checkpoint, those of a run that begins.
     """
@@ -31,8 +33,9 @@ def restore(machine: Machine, folder: Path) -> tuple[dict[str, Any], Means]:
         machine.sources.take(tensors)
         means.load(tensors, machine.runtime.device)
 
-    state = checkpoint.restore(folder, machine.players, machine.runtime.first, take) or {"round": 0, "seconds": 0.0}
-    return {"turn": 0, **state}, means
+    found = checkpoint.restore(folder, machine.players, machine.runtime.first, take)
+    begin = {"round": 0, "turn": 0, "seconds": 0.0, "prepared": 0}
+    return ({"turn": 0, "prepared": machine.num_preparations, **found} if found else begin), means
 
 
 def train(
@@ -50,6 +53,9 @@ def train(
         machine.inversion.interrupted = clock.interrupted
     start = state["round"] * num_turns + state["turn"]
     report = Report(state["round"], config.rounds, state["seconds"], 0.0, folder=kept.path)
+    if _prepare(machine, kept, clock, means, state):
+        seconds = state["seconds"] + clock.elapsed
+        return Report(0, config.rounds, seconds, 0.0, folder=kept.path, stopped=clock.reason())
     if start == 0:
         kept.samples(machine.networks(), 0)
     for number in range(start, config.rounds * num_turns):
@@ -77,6 +83,25 @@ def train(
         if report.values:
             yield report
     return report
+
+
+def _prepare(machine: Machine, kept: Record, clock: Intervals, means: Means, state: Mapping[str, Any]) -> bool:
+    """The steps before the first round that are left; True where the run stops within them."""
+    for step in range(state["prepared"], machine.num_preparations):
+        try:
+            machine.prepare(step)
+            machine.health.verify()
+        except Diverged as error:
+            raise Diverged(f"diverged before the first round: {error}: lower generator.lr or a weight") from None
+        clock.turns += 1
+        clock.look()
+        if clock.saves(True) or clock.stops(True):
+            seconds = state["seconds"] + clock.elapsed
+            _save(machine, kept.path, means, {"round": 0, "turn": 0, "seconds": seconds, "prepared": step + 1})
+            clock.saved()
+        if clock.stops(True):
+            return True
+    return False
 
 
 def _play(machine: Machine, clock: Intervals, means: Means, index: int, turn_index: int) -> bool:

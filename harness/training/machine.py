@@ -16,6 +16,7 @@ from harness.distributed.runtime import Runtime
 from harness.methods import Turn
 from harness.networks import maps, roles, start
 from harness.networks.cutting import Structure
+from harness.networks.reconstruct import reconstruct
 from harness.training import inversion
 from harness.training.average import Average
 from harness.training.players import Health, Player
@@ -76,7 +77,9 @@ class Machine:
         if "generator" in self._trained():
             modules["generator"] = runtime.together(lambda: roles.generator(config))
         generates = any(turn.kind == "generator" for turn in turns)
-        theirs, own = maps.compared(config, teacher, modules["student"]) if teacher else (maps.NOTHING, maps.NOTHING)
+        theirs = own = maps.NOTHING
+        if teacher:
+            theirs, own = maps.compared(config, teacher, self.start.module, self.start.blocks)
         self.teacher = build_teacher(config, runtime, teacher, generates, theirs) if teacher else None
         self.players = {name: self._player(name, module) for name, module in modules.items()}
         self.student, self.generator = self.players["student"], self.players.get("generator")
@@ -106,14 +109,29 @@ class Machine:
         z, y = self.sources.latents(*where)
         return generator_turn(self.teacher.judge, self.student, self.generator, z, lambda t, s, x: loss(t, s, x, y))
 
-    def warm_up(self) -> None:
-        """The generator's turns before the first round: rounds -warmup to -1, in which no other network learns."""
-        turn_index = next((index for index, turn in enumerate(self.turns) if turn.kind == "generator"), None)
-        for round_index in range(-self.config.generator.warmup, 0):
-            assert turn_index is not None
-            for part in range(self.config.micro_batches):
-                self.play(round_index, turn_index, part)
-        self.health.verify()
+    @property
+    def num_preparations(self) -> int:
+        """Steps before the first round: the generator's warm-up rounds, and the reconstruction of a pruned student."""
+        return self.config.generator.warmup + bool(self.structure and self.config.student.reconstruct)
+
+    def prepare(self, step: int) -> None:
+        """A step before the first round. Warm-up rounds have numbers up to -1; in them only the generator learns."""
+        if step == self.config.generator.warmup:
+            self._reconstruct()
+            return
+        turn_index = next(index for index, turn in enumerate(self.turns) if turn.kind == "generator")
+        for part in range(self.config.micro_batches):
+            self.play(step - self.config.generator.warmup, turn_index, part)
+
+    def _reconstruct(self) -> None:
+        """Fits the layers of a pruned student on images of the generator, and has the student go on from there."""
+        assert self.structure and self.teacher and self.generator
+        teacher, student = self._whole_teacher(), self._whole(self.student, self._trained()["student"])
+        assert teacher is not None
+        batches = [self.sources.images("reconstruct", index) for index in range(self.config.student.reconstruct)]
+        with torch.no_grad():
+            reconstruct(teacher, student, self.structure["kept"], batches, self.runtime.total)
+        self.student.begin_from(student.state_dict())
 
     def networks(self) -> Networks:
         """The current networks; with several processes, trained ones are copies. Every process has to call."""

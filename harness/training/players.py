@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -112,6 +112,12 @@ class Player:
             self.updates += 1
             if self.average:
                 self.average.update(self.updates)
+
+    def begin_from(self, weights: Mapping[str, Tensor]) -> None:
+        """Takes these parameters and buffers instead of its own, before its first update; every process has to call."""
+        self.engine.load(weights, {})
+        if self.average:
+            self.average.load(weights)
 
     def outcome(self) -> dict[str, Tensor]:
         """The weights that the run is for: the last ones or their average; every process has to ask."""

@@ -77,6 +77,14 @@ class Sources:
         self.pool.answered(*where, t)
         return x, t
 
+    @torch.no_grad()
+    def images(self, *keys: int | str) -> Tensor:
+        """This process's rows of a batch x [b, C, H, W] of the current generator, chosen by the keys."""
+        assert self.generator is not None
+        rows = shard(self.config.batch_size, self.runtime.rank, self.runtime.world_size)
+        z, _ = drawn(self.config, self._centres, rows, self.config.batch_size, *keys)
+        return self.generator.guest(send(z.to(self.runtime.dtype), self.runtime.device))
+
     def kept(self, done: int, turn_index: int = 0) -> dict[str, Tensor]:
         """What a checkpoint after `done` rounds and so many turns has to hold so that the same images come again."""
         return self.pool.tensors(done, turn_index) if self.pool else {}

@@ -45,7 +45,8 @@ def test_only_the_generator_learns_and_does_not_seek_disagreement() -> None:
         return terms
 
     built.play = noted  # type: ignore[method-assign, assignment]
-    built.warm_up()
+    for step in range(built.num_preparations):
+        built.prepare(step)
     assert len(seen) == 3 and all("batch_norm" in names and "adversarial" not in names for names in seen)
     torch.testing.assert_close(built.student.module.state_dict(), before["student"], rtol=0, atol=0)
     assert built.generator is not None and built.generator.updates == 3 and built.student.updates == 0
@@ -57,7 +58,8 @@ def test_only_the_generator_learns_and_does_not_seek_disagreement() -> None:
 
 def test_the_schedule_of_the_generator_covers_its_warmup() -> None:
     built = build({"generator": {"warmup": 4}})
-    built.warm_up()
+    for step in range(built.num_preparations):
+        built.prepare(step)
     assert built.generator is not None and built.generator.learning_rate() == pytest.approx(1e-3 / 2)
 
 
