@@ -50,8 +50,8 @@ _WARM: Overlay = merge(
         "generator": {"lr": 3e-3, "warmup": 80},
     },
 )
-"""`swift` for a student that starts from its teacher's weights: its blocks are compared with the teacher's, and a pruned
-one is fitted to the teacher on images of a generator that has first learnt the teacher's statistics."""
+"""`swift` for a student that starts from its teacher's weights: its blocks are compared with the teacher's, and a
+pruned one is fitted to the teacher on images of a generator that has first learnt the teacher's statistics."""
 
 METHODS: dict[str, Method] = {
     "ddad": Method(alternating, {"paper": {}, "swift": _SWIFT, "aimed": _AIMED, "warm": _WARM}),
