@@ -96,9 +96,9 @@ class Player:
         """Forward in the player's own turn: logits, and the outputs of the layers that are compared."""
         return Answer(self(x)) if self.compared is NOTHING else answer(self, x, self.compared)
 
-    def guest(self, inputs: Tensor) -> Tensor:
+    def frozen_forward(self, inputs: Tensor) -> Tensor:
         """Forward in someone else's turn: not the engine, which expects to be the one that learns."""
-        return self.engine.guest(inputs)
+        return self.engine.frozen_forward(inputs)
 
     def descend(self, terms: Terms) -> None:
         """One update along the gradient of `terms.total`, unless a loss or a gradient so far was not finite.

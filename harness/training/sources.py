@@ -111,7 +111,7 @@ class Sources:
         """G(z) of the current generator."""
         assert self.generator is not None
         z, _ = self.latents(round_index, turn_index, part)
-        return self.generator.guest(z)
+        return self.generator.frozen_forward(z)
 
     def _replayed(self, round_index: int, turn_index: int, part: int) -> tuple[Tensor, Answer]:
         """Images of the pool with the answers that were stored, or cropped and mirrored and answered anew."""
