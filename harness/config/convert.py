@@ -60,14 +60,14 @@ def is_bookkeeping(path: str) -> bool:
     return path in BOOKKEEPING or path.partition(".")[0] in BOOKKEEPING
 
 
-def bookkeeping(config: Config) -> Overlay:
+def bookkeeping(config: Config) -> dict[str, Any]:
     """The fields of BOOKKEEPING as an overlay."""
-    found: dict[str, Any] = {}
+    found: Overlay = {}
     for path in BOOKKEEPING:
         group, _, name = path.partition(".")
         value = to_dict(config)[group]
         found = parse.merge(found, {group: {name: value[name]} if name else value})
-    return found
+    return dict(found)
 
 
 def normalised(config: Config) -> Config:

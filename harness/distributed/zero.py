@@ -197,7 +197,7 @@ class ZeroEngine(ReplicatedEngine):
 
     @contextmanager
     def _requiring_grad(self) -> Iterator[None]:
-        """Inside, parameters take gradients: DeepSpeed answers for no others."""
+        """Inside, parameters require gradients: DeepSpeed reads and writes the state of no others."""
         before = {parameter: parameter.requires_grad for parameter in self.trained.values()}
         for parameter in before:
             parameter.requires_grad = True
@@ -259,7 +259,7 @@ def _init_single_process(backend: str) -> None:
 
 
 def _set_reduction_timeout(timeout: timedelta) -> None:
-    """DeepSpeed reduces in a group of its own, which would wait half an hour for a process that does not answer."""
+    """Creates DeepSpeed's own process group with this timeout; DeepSpeed would take half an hour."""
     from deepspeed.utils import groups
 
     if groups._WORLD_GROUP is None:

@@ -160,7 +160,7 @@ def evaluate_digits(out: Path) -> None:
     """For `ranks.run`: scores of untrained networks on the digits' test images, and what one image counts."""
     config = config_module.build(merge(DIGITS, {}))
     runtime = Runtime(config)
-    networks = [runtime.place(build(config)) for build in (roles.teacher, roles.student)]
+    networks = [runtime.prepare_frozen(build(config)) for build in (roles.teacher, roles.student)]
     scores = evaluate.measure(config, networks[0], networks[1], None, runtime)
     (out / f"{runtime.rank}.json").write_text(json.dumps([scores.agreement, scores.teacher, scores.student]))
     leave()
