@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import resolve
-from harness.config import BOOKKEEPING, Config, Weight, build, flat, parse, to_dict
+from harness.config import Config, Weight, bookkeeping, build, flat, parse, to_dict
 from harness.methods import METHODS
 from harness.run import folder
 from harness.training.inversion import inverts
@@ -108,7 +108,7 @@ def of_repetition(plan: Plan, config: Config) -> Config:
 def of_best(plan: Plan, base: Config, path: Path) -> Config:
     """The configuration of the trial in the run folder `path`, with the bookkeeping fields of the recipe."""
     recorded, _ = folder.read_config(path)
-    return _overlaid(recorded, {name: value for name, value in to_dict(base).items() if name in BOOKKEEPING})
+    return _overlaid(recorded, bookkeeping(base))
 
 
 def recorded(plan: Plan, path: Path) -> Config:

@@ -13,7 +13,7 @@ from typing import Any
 
 from harness import files, resolve
 from harness import task as tasks
-from harness.config import BOOKKEEPING, Config, flat
+from harness.config import BOOKKEEPING, Config, flat, normalised
 from harness.errors import UserError, nearest
 from harness.methods import METHODS
 from tune import probe, spaces
@@ -225,7 +225,8 @@ def identity(plan: Plan) -> str:
 
 
 def _determining(plan: Plan) -> dict[str, Any]:
-    kept = {path: value for path, value in flat(plan.base).items() if path.partition(".")[0] not in BOOKKEEPING}
+    values = flat(normalised(plan.base))
+    kept = {path: value for path, value in values.items() if path.partition(".")[0] not in BOOKKEEPING}
     return {
         "config": kept,
         "space": spaces.to_plain(plan.space),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from harness.config import BOOKKEEPING, Config, build, parse, to_dict
+from harness.config import Config, build, is_bookkeeping, parse, to_dict
 from harness.errors import UserError, nearest
 
 Kind = Literal["uniform", "log_uniform", "integer", "log_integer", "choice"]
@@ -163,7 +163,7 @@ def check(space: Space, config: Config) -> None:
         group = path.partition(".")[0]
         if reason := FIXED.get(path, FIXED.get(group)):
             raise UserError(f"space: {path} cannot be searched: {reason}")
-        if group in BOOKKEEPING:
+        if is_bookkeeping(path):
             raise UserError(f"space: {path} cannot be searched: it does not change the result of a run")
         for value in _samples(distribution):
             try:

@@ -105,7 +105,7 @@ class Player(Protocol):
     def answer(self, x: Tensor) -> Answer:
         """The same, with what its terms need beside the logits."""
 
-    def guest(self, inputs: Tensor) -> Tensor:
+    def frozen_forward(self, inputs: Tensor) -> Tensor:
         """Forward in another's turn."""
 
     def descend(self, terms: Terms) -> None:
@@ -133,7 +133,7 @@ def generator_turn(
     """phi <- argmin -w A(D(T(x), S(x))) + w_bn R_bn(x) + ...,  x = G_phi(z), z [B, Z]."""
     with generator.turn():
         x = generator(z)
-        t, s = teacher(x), lambda: Answer(student.guest(x))  # dx flows through both; their weights stay frozen
+        t, s = teacher(x), lambda: Answer(student.frozen_forward(x))  # dx flows through both; their weights stay frozen
         terms = loss(t, s, x)  # t.moments: the batch-norm statistics x caused in T; s is asked where a term needs it
         generator.descend(terms)
     return terms

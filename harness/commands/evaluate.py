@@ -42,9 +42,9 @@ def of_run(
         warn(f"{problem}: the student is scored alone")
     runtime = Runtime(settings)
     has_teacher = find(settings.method, settings.variant)[0].has_teacher and not missing
-    teacher = runtime.place(roles.teacher(settings, warn)) if has_teacher else None
+    teacher = runtime.prepare_frozen(roles.teacher(settings, warn)) if has_teacher else None
     generate = _generate(run, settings, runtime) if teacher and settings.data.name == "none" else None
-    scores = evaluate.measure(settings, teacher, runtime.place(student), generate, runtime)
+    scores = evaluate.measure(settings, teacher, runtime.prepare_frozen(student), generate, runtime)
     return {
         "run": str(run),
         "data": settings.data.name,
@@ -77,7 +77,7 @@ def of_network(
     weights.load(module, file, f"--network {name}", settings.teacher.entry, warn, "--entry ")
     roles.check_answer(f"--network {name}", module, settings)
     runtime = Runtime(settings)
-    scores = evaluate.measure(settings, None, runtime.place(module), None, runtime)
+    scores = evaluate.measure(settings, None, runtime.prepare_frozen(module), None, runtime)
     described = {"network": name, "checkpoint": str(file), "data": data, **scores.student}
     return described | ({"sizes": scores.sizes["student"]} if scores.sizes else {})
 

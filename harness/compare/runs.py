@@ -220,8 +220,8 @@ def _score_name(metric: str) -> str:
 
 
 def _determining(flat: Mapping[str, Any]) -> dict[str, Any]:
-    kept = config_module.BOOKKEEPING
-    return {path: value for path, value in flat.items() if path.partition(".")[0] not in kept and value is not None}
+    given = {path: value for path, value in flat.items() if value is not None}
+    return {path: value for path, value in given.items() if not config_module.is_bookkeeping(path)}
 
 
 def _value(text: str) -> Any:

@@ -1,6 +1,16 @@
 """A run as plain data: its fields, how they are read strictly, what values are in range, and its identity."""
 
-from harness.config.convert import BOOKKEEPING, build, differences, flat, identity, to_dict
+from harness.config.convert import (
+    BOOKKEEPING,
+    bookkeeping,
+    build,
+    differences,
+    flat,
+    identity,
+    is_bookkeeping,
+    normalised,
+    to_dict,
+)
 from harness.config.fields import Config, image_shape, sides
 from harness.config.images import Data, Input, Inversion, Replay, Teach
 from harness.config.networks import FRESH, FROM_TEACHER, PRUNED, UNTRAINED, Generator, Optimizer, Student, Teacher
@@ -10,5 +20,6 @@ from harness.config.weights import Weight, Weights, ever
 __all__ = [
     "BOOKKEEPING", "FRESH", "FROM_TEACHER", "PRUNED", "UNTRAINED", "Checkpoint", "Config", "Data", "Distributed",
     "Generator", "Input", "Inversion", "Optimizer", "Replay", "Speed", "Student", "Teach", "Teacher", "Tracking",
-    "Weight", "Weights", "Zero", "build", "differences", "ever", "flat", "identity", "image_shape", "sides", "to_dict",
+    "Weight", "Weights", "Zero", "bookkeeping", "build", "differences", "ever", "flat", "identity", "image_shape",
+    "is_bookkeeping", "normalised", "sides", "to_dict",
 ]  # fmt: skip

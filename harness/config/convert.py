@@ -14,9 +14,10 @@ from harness.config.parse import Overlay
 from harness.errors import UserError
 
 BOOKKEEPING = frozenset(
-    {"distributed", "tracking", "checkpoint", "pictures", "log_every", "log_seconds", "evaluate_every", "max_minutes"}
-)
-"""Fields that do not determine the result: only these may change when a run is resumed."""
+    {"distributed", "tracking", "checkpoint", "pictures", "log_every", "log_seconds", "evaluate_every", "max_minutes",
+     "data.workers", "replay.place"}
+)  # fmt: skip
+"""Fields, and groups of fields, that do not determine the result: only these may change when a run is resumed."""
 
 
 def build(overlay: Overlay) -> Config:
@@ -54,17 +55,34 @@ def flat(config: Config) -> dict[str, Any]:
     return dict(walk(to_dict(config), ""))
 
 
+def is_bookkeeping(path: str) -> bool:
+    """Whether the field at a dotted path is one of BOOKKEEPING, by itself or with its group."""
+    return path in BOOKKEEPING or path.partition(".")[0] in BOOKKEEPING
+
+
+def bookkeeping(config: Config) -> dict[str, Any]:
+    """The fields of BOOKKEEPING as an overlay."""
+    found: Overlay = {}
+    for path in BOOKKEEPING:
+        group, _, name = path.partition(".")
+        value = to_dict(config)[group]
+        found = parse.merge(found, {group: {name: value[name]} if name else value})
+    return dict(found)
+
+
+def normalised(config: Config) -> Config:
+    """The same run with the default value in every field of BOOKKEEPING: whatever these are, its results are equal."""
+    return build(parse.merge(to_dict(config), bookkeeping(Config())))
+
+
 def identity(config: Config) -> str:
     """Eight hexadecimal digits over every field that determines the result."""
-    kept = {key: value for key, value in to_dict(config).items() if key not in BOOKKEEPING}
+    kept = {key: value for key, value in to_dict(normalised(config)).items() if key not in BOOKKEEPING}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def differences(a: Config, b: Config) -> list[str]:
     """The dotted paths, of those that determine the result, at which two configurations differ."""
     left, right = flat(a), flat(b)
-    return [
-        path
-        for path in sorted(left.keys() | right.keys())
-        if left.get(path) != right.get(path) and path.split(".")[0] not in BOOKKEEPING
-    ]
+    paths = sorted(left.keys() | right.keys())
+    return [path for path in paths if left.get(path) != right.get(path) and not is_bookkeeping(path)]

@@ -29,7 +29,7 @@ class BatchEngine:
     ) -> None:  # fmt: skip
         self.module, self.own, self.settings, self.latent_lr = module, own, settings, latent_lr
         self.world_size, self.lasting = world_size, lasting
-        self.guest: Callable[[Tensor], Tensor] = module
+        self.frozen_forward: Callable[[Tensor], Tensor] = module
         self.shared = list(generator.parameters()) if generator else []
         self._head, self._start = (
             list(lasting[name].parameters()) if name in lasting else [] for name in ("head", "start")

@@ -20,7 +20,7 @@ class Engine(Protocol):
 
     module: nn.Module
     """The bare network."""
-    guest: Callable[[Tensor], Tensor]
+    frozen_forward: Callable[[Tensor], Tensor]
     """The same in the rounds, where it may be compiled, for turns of others."""
 
     def __call__(self, inputs: Tensor) -> Tensor:
@@ -64,8 +64,8 @@ class ReplicatedEngine:
         with warnings.catch_warnings():  # Accelerate passes `broadcast_buffers` by the name it had in older torch
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
             self._wrapped, _ = accelerator.prepare(module, self.optimizer)
-        self.guest = compiled(module)
-        self._forward = self.guest if self._wrapped is module else self._wrapped
+        self.frozen_forward = compiled(module)
+        self._forward = self.frozen_forward if self._wrapped is module else self._wrapped
         self._behind = 0
 
     def __call__(self, inputs: Tensor) -> Tensor:

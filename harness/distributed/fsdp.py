@@ -26,7 +26,7 @@ class ShardedEngine:
         self, accelerator: Accelerator, module: nn.Module, dtype: torch.dtype, settings: Optimizer, micro_batches: int
     ) -> None:
         self.module, self.settings, self.micro_batches = shard(accelerator, module, dtype), settings, micro_batches
-        self.guest: Callable[[Tensor], Tensor] = self.module
+        self.frozen_forward: Callable[[Tensor], Tensor] = self.module
         self.parameters = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
         # Over this process's shards alone, as plain tensors: torch's own hook for skipping an update on the device
         # (`found_inf`) does not mix with DTensors.

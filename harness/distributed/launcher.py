@@ -1,4 +1,4 @@
-"""N processes of one run on this machine: torchrun's agent, with ddad's words and exit codes in place of its own."""
+"""N processes of one run on this machine: torchrun's agent, with ddad's messages and exit codes instead of its own."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ def prepare(num_processes: int, restarts: int) -> None:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
-def launch(num_processes: int, restarts: int, words: Sequence[str], say: Callable[[str], None]) -> int:
-    """Runs `ddad distill WORDS` in `num_processes` processes to its end; returns the exit code for all of them.
+def launch(num_processes: int, restarts: int, arguments: Sequence[str], say: Callable[[str], None]) -> int:
+    """Runs `ddad distill ARGUMENTS` in `num_processes` processes to its end; returns the exit code for all of them.
 
     After a process was lost it starts all of them again, up to `restarts` times, and they go on from the last
     checkpoint. A mistake, a divergence or a request to stop is final.
     """
     _check_devices(num_processes)
-    logging.disable()  # the agent's own account of what its processes say better
+    logging.disable()  # the agent's own messages; those of the processes say more
     with _Relay() as relay, tempfile.TemporaryDirectory(prefix="ddad-launch-") as scratch:
         for left in reversed(range(restarts + 1)):
-            codes = _run(num_processes, ("-m", "harness", "distill", *words), scratch)
+            codes = _run(num_processes, ("-m", "harness", "distill", *arguments), scratch)
             code = outcome(codes, relay.received)
-            if code == Lost.exit_code and Lost.exit_code not in (codes.get(0), codes.get(1)):  # these speak for all
-                say(f"ddad: {_account(codes)}; the last checkpoint is kept: the same command goes on from there")
+            if code == Lost.exit_code and Lost.exit_code not in (codes.get(0), codes.get(1)):  # these print the cause
+                say(f"ddad: {_killed_ranks(codes)}; the last checkpoint is kept: the same command goes on from there")
             if code not in (FAULT, Lost.exit_code) or not left:
                 break
             say(f"ddad: starting all {num_processes} processes again; restarts left after this one: {left - 1}")
@@ -108,8 +108,8 @@ def _check_devices(num_processes: int) -> None:
         )
 
 
-def _account(codes: Mapping[int, int]) -> str:
-    """Which ranks were ended by a signal nobody asked for."""
+def _killed_ranks(codes: Mapping[int, int]) -> str:
+    """The ranks that a signal ended which no one had sent to stop the run."""
     killed = {rank: -code for rank, code in sorted(codes.items()) if code < 0 and _normal(code) not in STOPS}
     return ", ".join(f"rank {rank} was ended by {signal.Signals(number).name}" for rank, number in killed.items())
 

@@ -54,26 +54,26 @@ class Runtime:
         several, timeout = self.world_size > 1, config.distributed.timeout
         self.status = Status(self.rank, self.world_size, timeout) if several else None
 
-    def place(self, module: nn.Module) -> nn.Module:
+    def prepare_frozen(self, module: nn.Module) -> nn.Module:
         """A network that is not trained, frozen, on this process's device."""
         arranged = self.arrange(module.requires_grad_(False).eval())
         if self._zero:
             return zero.autocast(arranged, self.device, self.config.precision)
-        placed: nn.Module = self.accelerator.prepare_model(arranged, evaluation_mode=True)
-        return placed
+        prepared: nn.Module = self.accelerator.prepare_model(arranged, evaluation_mode=True)
+        return prepared
 
     @property
     def shards_teacher(self) -> bool:
         """Whether the frozen teacher is spread over the processes."""
         return self.config.distributed.shard_teacher and self.world_size > 1
 
-    def place_teacher(self, module: nn.Module, judges: bool) -> nn.Module:
-        """The teacher for training, as `place`, or in shards; these answer when all processes ask at once.
+    def prepare_teacher(self, module: nn.Module, judges: bool) -> nn.Module:
+        """The teacher for training: as by `prepare_frozen`, or in shards, which all processes have to call together.
 
         `judges`: whether a generator's gradients flow through it.
         """
         if not self.shards_teacher:
-            return self.place(module)
+            return self.prepare_frozen(module)
         from harness.distributed import fsdp
 
         if judges:
@@ -128,7 +128,7 @@ class Runtime:
         return values
 
     def together(self, work: Callable[[], Value]) -> Value:
-        """What `work` returns here; a mistake that any process finds in it is everyone's."""
+        """What `work` returns on this process; a UserError that it raises on any process is raised on all of them."""
         value, mistake = _result_or_mistake(work)
         for rank, found in enumerate(self.gather(mistake)):
             if found:
@@ -136,7 +136,7 @@ class Runtime:
         return value  # type: ignore[return-value]  # it is there where no mistake is
 
     def first(self, work: Callable[[], Value]) -> Value:
-        """What `work` returns on rank 0, the only one to do it; its mistake is everyone's too.
+        """Does `work` on rank 0 alone and returns its result on all processes; a UserError is raised on all of them.
 
         The others wait for as long as rank 0 works, also beyond `distributed.timeout`.
         """
@@ -146,7 +146,7 @@ class Runtime:
         return value  # type: ignore[return-value]  # as above
 
     def on_first(self, work: Callable[[], Value]) -> Value | None:
-        """`first` for work whose value stays on rank 0; the others get None."""
+        """Does `work` on rank 0 alone, as `first`; returns its result there and None on the others."""
         values: list[Value] = []
         self.first(lambda: values.append(work()))
         return values[0] if values else None

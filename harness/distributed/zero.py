@@ -38,10 +38,10 @@ def accelerator(config: Config) -> Accelerator:
     gpu = torch.cuda.is_available()
     if not gpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when deepspeed is first imported
-        _forgo_shared_memory()
+        _skip_shared_memory_op()
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if "LOCAL_RANK" not in os.environ:
-        _join_alone("nccl" if gpu else "gloo")
+        _init_single_process("nccl" if gpu else "gloo")
     timeout = timedelta(seconds=config.distributed.timeout)
     with _own_environment():
         built = Accelerator(
@@ -49,7 +49,7 @@ def accelerator(config: Config) -> Accelerator:
             gradient_accumulation_steps=config.micro_batches,
             kwargs_handlers=[InitProcessGroupKwargs(backend=None if gpu else "gloo", timeout=timeout)],
         )
-    _limit_patience(timeout)
+    _set_reduction_timeout(timeout)
     return built
 
 
@@ -123,7 +123,7 @@ class ZeroEngine(ReplicatedEngine):
         from deepspeed.utils import safe_get_full_optimizer_state
 
         states = {key: value for flat in self._flats() for key, value in self.optimizer.state[flat].items()}
-        with self._thawed():
+        with self._requiring_grad():
             return {
                 f"{name}/{key}": whole(safe_get_full_optimizer_state(parameter, key) if value.dim() else value.clone())
                 for name, parameter in self.trained.items()
@@ -139,7 +139,7 @@ class ZeroEngine(ReplicatedEngine):
         with self._gathered(change=True):
             self.module.load_state_dict(weights)
         self._prime(moments)
-        with self._thawed():
+        with self._requiring_grad():
             for name, parameter in self.trained.items():
                 self._fill(parameter, weights[name], None)
                 for key, value in under(moments, f"{name}/").items():
@@ -196,8 +196,8 @@ class ZeroEngine(ReplicatedEngine):
             yield
 
     @contextmanager
-    def _thawed(self) -> Iterator[None]:
-        """Inside, parameters take gradients: DeepSpeed answers for no others."""
+    def _requiring_grad(self) -> Iterator[None]:
+        """Inside, parameters require gradients: DeepSpeed reads and writes the state of no others."""
         before = {parameter: parameter.requires_grad for parameter in self.trained.values()}
         for parameter in before:
             parameter.requires_grad = True
@@ -241,14 +241,14 @@ def _own_environment() -> Iterator[None]:
         os.environ.update(before)
 
 
-def _forgo_shared_memory() -> None:
+def _skip_shared_memory_op() -> None:
     """On a CPU, DeepSpeed would compile an all-reduce through shared memory, which only its inference calls."""
     import deepspeed.ops
 
     deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
 
 
-def _join_alone(backend: str) -> None:
+def _init_single_process(backend: str) -> None:
     """Without a launcher: a process group of one and a local rank, which DeepSpeed cannot do without."""
     import deepspeed
 
@@ -258,8 +258,8 @@ def _join_alone(backend: str) -> None:
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False)
 
 
-def _limit_patience(timeout: timedelta) -> None:
-    """DeepSpeed reduces in a group of its own, which would wait half an hour for a process that does not answer."""
+def _set_reduction_timeout(timeout: timedelta) -> None:
+    """Creates DeepSpeed's own process group with this timeout; DeepSpeed would take half an hour."""
     from deepspeed.utils import groups
 
     if groups._WORLD_GROUP is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from harness.errors import UserError
 
 
 class Log:
-    """Rows of metrics, one JSON object a line, each on disk when `write` returns."""
+    """Rows of metrics, one JSON object a line, each on the disk when `write` returns: it survives a power cut."""
 
     def __init__(self, path: Path, keep_through: int = -1) -> None:
         """Appends to `path`; rows of rounds after `keep_through` are dropped, for a resumed run writes them again."""
@@ -36,6 +37,7 @@ class Log:
         try:
             self._file.write(json.dumps(row, allow_nan=False) + "\n")
             self._file.flush()
+            os.fsync(self._file.fileno())
         except OSError as error:
             raise UserError(f"cannot write {self._path}: {error.strerror}; the last checkpoint is intact") from error
 

@@ -25,7 +25,7 @@ from harness.errors import Diverged, UserError
 from harness.training.players import Player
 
 First = Callable[[Callable[[], Any]], Any]
-"""first(work) does the work on rank 0 and gives every process what it returned."""
+"""first(work) does the work on rank 0 and returns its result on every process."""
 
 
 def _call(work: Callable[[], Any]) -> Any:

@@ -67,13 +67,13 @@ def rounds(
         if not runtime.first(lambda: _awaits_teacher(config)):
             yield from _resume(config, path, runtime, stop, warn, judge)
             return
-        _rehearse(untrained(config), runtime)
+        _check_build(untrained(config), runtime)
         warn(f"no teacher at {teaching.target(config)} yet: teaching one on {config.data.name} first")
         for report in _teach(dataclasses.replace(config, tracking=Tracking(uri="none")), None, runtime, stop, warn):
             if report.stopped:
                 yield report
                 return
-    with _joined(config) as runtime:  # anew: the lesson has changed Accelerate's state, which is the process's
+    with _joined(config) as runtime:  # Accelerate keeps one state a process, now the supervised run's
         yield from _resume(config, path, runtime, stop, warn, judge)
 
 
@@ -95,26 +95,26 @@ def _teach(
     stop: Callable[[], str | None],
     warn: Callable[[str], None],
 ) -> Iterator[Report]:
-    """`teach`, where `runtime` is that of the run whose teacher is taught."""
+    """`teach`, with the Runtime of `config`."""
     target = teaching.target(config)
     if runtime.first(target.exists):
         return
-    lesson = runtime.together(lambda: teaching.lesson(config))
-    path = output or folder.default(lesson)
-    with _joined(lesson) as own, ExitStack() as held:
-        _rehearse(lesson, own)
+    supervised = runtime.together(lambda: teaching.supervised_config(config))
+    path = output or folder.default(supervised)
+    with _joined(supervised) as own, ExitStack() as held:
+        _check_build(supervised, own)
         own.on_first(lambda: held.enter_context(teaching.lock(target)))
         if own.first(target.exists):  # another run has taught it meanwhile
             return
-        finished = own.first(lambda: folder.finished(path, lesson))
+        finished = own.first(lambda: folder.finished(path, supervised))
         reports = (
-            iter([_last(lesson, path, finished)])
+            iter([_last(supervised, path, finished)])
             if finished
-            else _resume(lesson, path, own, stop, warn, lambda student: {})
+            else _resume(supervised, path, own, stop, warn, lambda student: {})
         )
         for report in reports:
             if report.result:
-                own.first(partial(teaching.hand_over, report.folder, target))
+                own.first(partial(teaching.copy_student, report.folder, target))
             yield report
 
 
@@ -187,7 +187,7 @@ def _build(
     return Machine(config, runtime, method.turns(config), teacher, structure)
 
 
-def _rehearse(config: Config, runtime: Runtime) -> None:
+def _check_build(config: Config, runtime: Runtime) -> None:
     """Builds everything once: a mistake shows before a teacher is taught and anything is written."""
     runtime.together(lambda: class_names(config))
     _build(config, runtime)

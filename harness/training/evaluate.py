@@ -19,7 +19,7 @@ from harness.task import Dataset, Task
 from harness.training.data import evaluation_loader
 
 NUM_GENERATED = 2048
-"""Generated images an agreement without data is measured on, in batches of the run's own size."""
+"""Number of generated images on which agreement is measured where there is no data, in batches of `batch_size`."""
 
 
 Sizes = dict[str, list[int]]
@@ -27,7 +27,7 @@ Sizes = dict[str, list[int]]
 
 @dataclass(frozen=True)
 class Scores:
-    """What an evaluation found."""
+    """The result of an evaluation."""
 
     agreement: float | None
     """Share of scored positions at which teacher and student name the same class; None without both of them."""
@@ -57,8 +57,8 @@ def measure(
     if config.data.name != "none":
         task = tasks.load(config.task)
         data = task.dataset(config, "test")
-        place = runtime.rank, runtime.world_size
-        batches = evaluation_loader(data, _batch_size(config, data), *place, workers=config.data.workers)
+        size, rank, world_size = _batch_size(config, data), runtime.rank, runtime.world_size
+        batches = evaluation_loader(data, size, rank, world_size, workers=config.data.workers)
         return on_test_set(task, len(data.classes), networks, batches, runtime)
     if teacher is None or generate is None:
         return Scores(None, "generated")
@@ -108,7 +108,7 @@ def _merged(lists: list[list[Sizes]]) -> list[Sizes]:
 
 
 class Fitted:
-    """A network for images of any size, in eval mode; it keeps account of the sizes it met."""
+    """A network for images of any size, in eval mode; `sizes` are those that occurred."""
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network

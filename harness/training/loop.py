@@ -46,7 +46,7 @@ def train(
     stop: Callable[[], str | None],
     judge: Judge,
 ) -> Generator[Report, None, Report]:
-    """All turns that are left, with what is due after each; returns where the run stands."""
+    """Plays all turns that are left and does what is due after each; returns the last report."""
     config, num_turns = machine.config, len(machine.turns)
     clock = Intervals(config, machine.runtime, stop)
     if machine.inversion:
@@ -149,7 +149,7 @@ def _learning_rates(machine: Machine) -> dict[str, float]:
 
 
 def _save(machine: Machine, path: Path, means: Means, state: dict[str, Any]) -> None:
-    """A checkpoint of where the run stands, at the end of a round or of a turn within one."""
+    """Writes a checkpoint, at the end of a round or of a turn within one."""
     machine.health.verify()
     others = machine.sources.kept(state["round"], state["turn"]) | (means.tensors() if state["turn"] else {})
     keep, first = machine.config.checkpoint.keep, machine.runtime.first

@@ -157,7 +157,7 @@ class Machine:
         """The teacher for use on one process; where it is sharded, it is built once more."""
         if self.teacher is None or not self.runtime.shards_teacher:
             return self.teacher.module if self.teacher else None
-        return self.runtime.place(self.runtime.together(lambda: roles.teacher(self.config)))
+        return self.runtime.prepare_frozen(self.runtime.together(lambda: roles.teacher(self.config)))
 
     def _loss(self, turn: Turn, round_index: int, *answers: object) -> Terms:
         return combine(turn.terms(self.config, round_index, *answers), self.runtime.reduce)

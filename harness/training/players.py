@@ -61,7 +61,7 @@ class Health:
 
 
 class Player:
-    """A network that learns in its own turn and is frozen, but still normalises as in training, outside it."""
+    """A network that is trained in its own turn; outside it, it is frozen and still normalises as in training."""
 
     def __init__(self, name: str, engine: Engine, settings: Optimizer, num_updates: int, health: Health) -> None:
         """`num_updates` is the length of the run in this player's updates: the schedule's horizon."""
@@ -96,9 +96,9 @@ class Player:
         """Forward in the player's own turn: logits, and the outputs of the layers that are compared."""
         return Answer(self(x)) if self.compared is NOTHING else answer(self, x, self.compared)
 
-    def guest(self, inputs: Tensor) -> Tensor:
-        """Forward in someone else's turn: not the engine, which expects to be the one that learns."""
-        return self.engine.guest(inputs)
+    def frozen_forward(self, inputs: Tensor) -> Tensor:
+        """Forward in the turn of another network, past the engine, which synchronises gradients that it expects."""
+        return self.engine.frozen_forward(inputs)
 
     def descend(self, terms: Terms) -> None:
         """One update along the gradient of `terms.total`, unless a loss or a gradient so far was not finite.
@@ -120,7 +120,7 @@ class Player:
             self.average.load(weights)
 
     def outcome(self) -> dict[str, Tensor]:
-        """The weights that the run is for: the last ones or their average; every process has to ask."""
+        """The weights that are evaluated and exported: the last ones or their average; every process has to call."""
         return self.average.weights() if self.average else self.engine.weights()
 
     def learning_rate(self, updates: int | None = None) -> float:

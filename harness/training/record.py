@@ -1,4 +1,4 @@
-"""What a run leaves behind while it runs: metrics, pictures, alarms, and their copy in MLflow."""
+"""What a run writes while it runs: metrics, pictures, alarms, and their copy in MLflow."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ class Record:
 
 
 class NoRecord(Record):
-    """What every other rank keeps of a run: nothing."""
+    """The record of every other rank, which writes nothing."""
 
     def __init__(self, path: Path, config: Config, start: int, names: list[str], warn: Callable[[str], None]) -> None:
         self.path, self.config, self.names, self.alarm = path, config, names, None

@@ -1,4 +1,4 @@
-"""Where a run stands: what `distill.rounds` yields."""
+"""The progress of a run, as `distill.rounds` yields it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Judge = Callable[[nn.Module], dict[str, float]]
 
 @dataclass(frozen=True)
 class Report:
-    """Where a run stands. The last one of a run carries `result`, or says why it `stopped`."""
+    """The progress of a run. The last report has a `result`, or the reason for which the run `stopped`."""
 
     round: int
     """Rounds done."""
@@ -29,6 +29,6 @@ class Report:
     """Losses of the last round, means over its turns, by "player/term"; evaluations where one was due."""
     folder: Path = Path()
     alarm: str | None = None
-    """What is wrong with the run, in a word, such as "collapsed"."""
+    """What is wrong with the run: "collapsed", or None."""
     stopped: str | None = None
     result: dict[str, Any] | None = None

@@ -94,7 +94,7 @@ def build(config: Config, runtime: Runtime, teacher: nn.Module, generates: bool,
             "images by: set weights.batch_norm=0, or bring a teacher that has"
         )
     features = generates and (ever(config.weights.activation) or ever(config.weights.contrastive))
-    module = runtime.place_teacher(teacher, judges=generates)
+    module = runtime.prepare_teacher(teacher, judges=generates)
     if config.speed.compile:
         return CompiledTeacher(module, features, judged, runtime.compiled)
     return Teacher(module, features=features, moments=judged, compared=compared)

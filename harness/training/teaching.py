@@ -1,4 +1,4 @@
-"""How a teacher is taught: a supervised run like any other, whose student becomes the teacher's file."""
+"""Training a teacher: the supervised run that does it, and the file that its student is copied to."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from harness.errors import UserError
 from harness.training.data import TrainingBatches
 
 
-def lesson(config: Config) -> Config:
+def supervised_config(config: Config) -> Config:
     """The supervised run that trains a configuration's teacher: SGD with momentum .9 under a cosine."""
     if config.data.name == "none":
         raise UserError("data.name=none: a teacher is taught on real data; name a data set")
@@ -67,7 +67,7 @@ def lock(target: Path) -> Iterator[None]:
         yield
 
 
-def hand_over(run: Path, target: Path) -> None:
-    """Copies a finished lesson's student to the teacher's file, atomically."""
+def copy_student(run: Path, target: Path) -> None:
+    """Copies the student of a finished run to the teacher's file, atomically."""
     with files.atomic(target) as temporary:
         shutil.copyfile(run / "student.safetensors", temporary)

@@ -131,12 +131,14 @@ def play(machine: Machine, start: int = 0, rounds: int | None = None) -> None:
 
 
 def state(machine: Machine) -> dict[str, Tensor]:
-    """Weights, buffers and moments by name."""
+    """Weights, buffers and moments by name, and what is shown of a pool."""
     found = {
         f"{name}/{key}": value
         for name, player in machine.players.items()
         for key, value in (player.engine.weights() | player.engine.moments()).items()
     }
+    if machine.inversion:
+        found["generated"] = machine.networks().generate(16, "samples").cpu()
     average = machine.student.average.tensors() if machine.student.average else {}
     return found | {f"average/{key}": value for key, value in average.items()}
 
@@ -158,7 +160,7 @@ def evaluate_digits(out: Path) -> None:
     """For `ranks.run`: scores of untrained networks on the digits' test images, and what one image counts."""
     config = config_module.build(merge(DIGITS, {}))
     runtime = Runtime(config)
-    networks = [runtime.place(build(config)) for build in (roles.teacher, roles.student)]
+    networks = [runtime.prepare_frozen(build(config)) for build in (roles.teacher, roles.student)]
     scores = evaluate.measure(config, networks[0], networks[1], None, runtime)
     (out / f"{runtime.rank}.json").write_text(json.dumps([scores.agreement, scores.teacher, scores.student]))
     leave()

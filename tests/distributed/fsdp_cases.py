@@ -114,8 +114,8 @@ def everything(out: Path) -> None:
     cases.play(local, rounds=3)
     end("local", local)
     found["latched"] = latched()
-    undefined = cases.build(merge(FSDP, {"student": {"network": slopes.STUDENT}}))
-    found["skipped"] = [slopes.skipped(undefined, turn) for turn in (0, 2)]
+    undefined: Overlay = merge(FSDP, {"student": {"network": slopes.STUDENT}})
+    found["skipped"] = [slopes.skipped(cases.build(undefined), turn) for turn in (0, 2)]
     found["bf16"] = low_precision()
     found["refused"] = [refused(over) for over in REFUSED]
     (out / f"{rank}.json").write_text(json.dumps(found))
@@ -176,7 +176,7 @@ def latched() -> bool:
 
 
 def low_precision() -> dict[str, Any]:
-    """Types of numbers under bf16, in a network's own turn and as a guest, and the loss of a turn."""
+    """Types of numbers under bf16, in a network's own turn and in the turn of another, and the loss of a turn."""
     machine = cases.build(merge(FSDP, merge(BLOCKS, {"precision": "bf16"})))
     types: list[str] = []
     layer = next(layer for layer in machine.student.module.modules() if isinstance(layer, nn.Conv2d))

@@ -99,7 +99,7 @@ def test_updates_end_on_the_device(found: list[dict[str, Any]]) -> None:
 def test_bf16_is_autocast_over_fp32_weights(found: list[dict[str, Any]]) -> None:
     single = fsdp_cases.low_precision()
     for rank in found:
-        assert rank["bf16"]["inside"] == ["torch.bfloat16"] * 3, "two turns of its own, one as a guest"
+        assert rank["bf16"]["inside"] == ["torch.bfloat16"] * 3, "two turns of its own, one of another"
         assert rank["bf16"]["weights"] == ["torch.float32"]
         assert rank["bf16"]["losses"] == pytest.approx(single["losses"], rel=0.05)
 

@@ -75,10 +75,15 @@ def test_identity_is_blind_to_bookkeeping_alone() -> None:
     base = resolve.resolve("digits")
     same: list[dict[str, Any]] = [
         {"tracking": {"uri": "none"}}, {"checkpoint": {"every": 7}}, {"log_every": 3}, {"max_minutes": 1.0},
-        {"pictures": False}, {"evaluate_every": 5},
+        {"pictures": False}, {"evaluate_every": 5}, {"log_seconds": None},
+        {"checkpoint": {"minutes": 1.0}}, {"data": {"workers": 4}}, {"replay": {"place": "device"}},
     ]  # fmt: skip
     for over in same:
-        assert config_module.identity(resolve.resolve("digits", None, over)) == config_module.identity(base)
+        changed = resolve.resolve("digits", None, over)
+        assert config_module.identity(changed) == config_module.identity(base)
+        assert config_module.differences(base, changed) == []
+        restored = merge(config_module.to_dict(base), config_module.bookkeeping(changed))
+        assert config_module.build(restored) == changed
     other: list[dict[str, Any]] = [
         {"seed": 1},
         {"weights": {"tv": 0.1}},

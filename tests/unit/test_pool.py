@@ -80,7 +80,7 @@ def test_a_replayed_turn_costs_neither_generator_nor_teacher() -> None:
 def test_the_student_learns_from_images_as_they_are_stored(storage: str, bound: float) -> None:
     built = build("ddad", over=merge(REPLAY, {"replay": {"storage": storage}}))
     assert built.generator
-    x = built.generator.guest(built.sources.latents(0, 0, 0)[0]).detach()
+    x = built.generator.frozen_forward(built.sources.latents(0, 0, 0)[0]).detach()
     shown, _ = seen(built)
     built.play(0, 0)
     held = pool(built)._held

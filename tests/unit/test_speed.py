@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness import config as config_module
+from harness import resolve
 from harness.config.parse import Overlay, merge
 from harness.distributed import speed
-from harness.errors import UserError
+from harness.errors import Diverged, UserError
 from harness.training import checkpoint, distill
 from harness.training.machine import Machine
 from tests.unit.test_turns import SMALL, build, state
@@ -257,3 +259,63 @@ def test_a_turn_does_not_wait_for_the_gpu(over: Overlay) -> None:
             built.play(1, turn)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def tf32() -> tuple[bool, bool]:
+    return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+
+def test_switches_are_set_back_in_reverse() -> None:
+    """They can be set where there is no GPU."""
+    before, gpu = tf32(), torch.device("cuda")
+    resets = []
+    for value in (True, False):
+        config = config_module.build(merge(SMALL, {"speed": {"tf32": value}}))
+        resets.append(speed.switch(config, gpu, 1))
+        assert tf32() == (value, value)
+    resets[1]()
+    assert tf32() == (True, True)
+    resets[0]()
+    assert tf32() == before
+
+
+@needs_compiler
+@pytest.mark.usefixtures("counted")
+@pytest.mark.parametrize("end", ["finished", "closed early", "failed"])
+def test_a_run_sets_its_switches_back(end: str, tmp_path: Path) -> None:
+    before = torch._dynamo.config.recompile_limit
+    assert before != speed.MAX_GRAPHS
+    over = {"recipe": "bare", "rounds": 1, "pictures": False, "tracking": {"uri": "none"}, "speed": {"compile": True},
+            "log_every": 1, "data": {"name": "none"}}  # fmt: skip
+    if end == "failed":
+        over["weights"] = {"adversarial": 1e39}
+    reports = distill.rounds(config_module.build(merge(SMALL, over)), tmp_path / "run")
+    with pytest.raises(Diverged) if end == "failed" else nullcontext():
+        next(reports)
+        assert torch._dynamo.config.recompile_limit == speed.MAX_GRAPHS
+        if end == "finished":
+            assert [report.result is not None for report in reports] == [True]
+    reports.close()
+    assert torch._dynamo.config.recompile_limit == before
+
+
+@pytest.mark.parametrize("taught", [True, False])
+def test_one_runtime_a_configuration(taught: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a teacher is taught on the way there is that of the lesson, and the run's again after it."""
+    from accelerate.state import AcceleratorState
+
+    made: list[bool] = []
+    reset = AcceleratorState._reset_state
+
+    def count(reset_partial_state: bool = False) -> None:
+        made.append(reset_partial_state)
+        reset(reset_partial_state)
+
+    monkeypatch.setattr(AcceleratorState, "_reset_state", staticmethod(count))
+    monkeypatch.chdir(tmp_path)
+    over = {"rounds": 1, "batch_size": 1024, "pictures": False, "tracking": {"uri": "none"}, "log_every": 1}
+    teacher = {"teach": {"epochs": 1}} if taught else {"teacher": {"checkpoint": "untrained"}}
+    config = resolve.resolve("digits", None, merge(over, teacher))
+    with closing(distill.rounds(config, tmp_path / "run")) as reports:
+        assert next(report.round for report in reports if report.folder == tmp_path / "run") == 1
+    assert len(made) == (3 if taught else 1)

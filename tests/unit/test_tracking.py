@@ -94,6 +94,22 @@ def steps(database: Path, run_id: str, name: str) -> list[tuple[int, float]]:
     return sorted((point.step, point.value) for point in points)
 
 
+def test_a_row_is_on_the_disk_when_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[tuple[int, int]] = []
+    sync = os.fsync
+
+    def note(descriptor: int) -> None:
+        synced.append((os.fstat(descriptor).st_ino, os.fstat(descriptor).st_size))
+        sync(descriptor)
+
+    log = row_log.Log(tmp_path / "metrics.jsonl")
+    monkeypatch.setattr(os, "fsync", note)
+    log.write(10, 1.0, {"student/total": 2.0})
+    log.close()
+    written = (tmp_path / "metrics.jsonl").stat()
+    assert (written.st_ino, written.st_size) in synced
+
+
 def test_log_is_on_disk_line_by_line_and_resumes_without_duplicates(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     log = row_log.Log(path)

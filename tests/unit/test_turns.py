@@ -114,7 +114,7 @@ def test_an_image_is_made_for_the_class_of_its_latent() -> None:
     z, y = built.sources.latents(0, 2, 0)
     assert y is not None
     with torch.no_grad():
-        t = built.teacher.module(built.generator.guest(z))
+        t = built.teacher.module(built.generator.frozen_forward(z))
     terms = built.play(0, 2)
     by_hand = (t.logsumexp(1) - t.gather(1, y[:, None])[:, 0]).mean()
     assert torch.allclose(terms.values["target"], by_hand) and torch.allclose(terms.total, 2 * by_hand)

@@ -192,7 +192,7 @@ def _parts(built: Machine, name: str, learns: bool, counts: Counter[Role]) -> It
     config, device = built.config, built.runtime.device
     player = built.players.get(name)
     steps = [step for step in get_args(Step) if counts[name, learns, step]]
-    call: Callable[[Tensor], Any] = built.teacher if player is None else player if learns else player.guest  # type: ignore[assignment]
+    call: Callable[[Tensor], Any] = built.teacher if player is None else player if learns else player.frozen_forward  # type: ignore[assignment]
     size = config.batch_size // config.micro_batches
     if name == "generator":
         x = torch.randn(size, config.generator.latent_size, device=device, dtype=built.runtime.dtype)
