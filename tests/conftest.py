@@ -52,6 +52,12 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture(autouse=True)
+def own_seed() -> None:
+    """What a test draws is the same alone, after others and in another order."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """The folder of real data that DDAD_DATA names; the test skips where it is not set."""
