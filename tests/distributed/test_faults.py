@@ -116,9 +116,11 @@ def test_four_processes_go_on_to_the_bit(tmp_path: Path, whole: Whole) -> None:
 @pytest.mark.slow
 def test_torchrun_starts_again_and_ends_in_the_same_bits(tmp_path: Path, whole: Whole) -> None:
     words = [ROOT / "launch/torchrun.sh", *RUN[1:]]
+    (tmp_path / "hold").touch()
     with starting.started(words, tmp_path, {"NPROC": "4"}) as process:
         starting.until(process, lambda: bool(starting.saved(tmp_path / "run")))
         starting.workers(process.pid)[2].kill()
+        (tmp_path / "hold").unlink()
         out, err = process.communicate()
     assert process.returncode == 0 and "no answer from rank 2" in err, (out, err)
     assert ends(tmp_path) == whole(4)
