@@ -1,8 +1,9 @@
-"""What every test shares: one thread, a quiet environment for the processes a test starts, and where the data is."""
+"""What every test shares: one thread, a folder of its own, a quiet environment for what it starts, and the data."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before torch is imported, and inherited by every process a test starts. Two processes with two threads each on two
@@ -16,6 +17,8 @@ os.environ.update(
     RAY_USAGE_STATS_ENABLED="0",
     RAY_AUTH_MODE="disabled",
 )
+if os.environ.get("DDAD_DATA"):  # a relative path is meant from where pytest was started
+    os.environ["DDAD_DATA"] = str(Path(os.environ["DDAD_DATA"]).resolve())
 
 import pytest
 import torch
@@ -32,12 +35,35 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs root"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The current folder of fixtures that several tests share: not the tree, and left as empty as it was."""
+    folder = tmp_path_factory.mktemp("shared")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield folder
+    assert not list(folder.iterdir()), "a fixture wrote to the current folder, which its tests do not share"
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Its `tmp_path` is the current folder of a test and of what it starts: what lies in the tree changes nothing."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def own_seed() -> None:
+    """What a test draws is the same alone, after others and in another order."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """The folder of real data that DDAD_DATA names; the test skips where it is not set."""
     folder = os.environ.get("DDAD_DATA")
     if not folder:
         pytest.skip("needs DDAD_DATA: a folder with cifar-10-batches-py, caltech101, weights and the like")
-    root = Path(folder).resolve()
+    root = Path(folder)
     assert root.is_dir(), f"DDAD_DATA={folder}: no such folder"
     return root

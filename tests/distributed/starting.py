@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 from safetensors.torch import load_file
 
+from tests.distributed import held_networks
 from tests.helpers import environment
 
 ROUNDS = 20
@@ -22,6 +23,9 @@ TINY = ("digits", f"rounds={ROUNDS}", "batch_size=16", "teacher.checkpoint=untra
         "student.network=cnn4", "generator.width=8", "student_steps=2", "data.name=none",
         "tracking.uri=none", "pictures=false", "log_every=1", "checkpoint.every=1")  # fmt: skip
 """A run of a second; what test images would need takes longer to import."""
+
+HELD = (*TINY, f"student.network={held_networks.__file__}:cnn4")
+"""The same run, which waits in its 13th round as long as there is a file `hold` in the folder where it was started."""
 
 SCRIPTS = Path(sys.executable).parent
 """Where `accelerate` and `torchrun` are."""

@@ -9,22 +9,23 @@ import re
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 import safetensors
 
-from tests.distributed import ranks, starting
+from tests.distributed import held_networks, ranks, starting
 from tests.helpers import ROOT
 
 pytestmark = pytest.mark.distributed
 
 RUN = (
     "distill", "digits", "teacher.checkpoint=untrained", "tracking.uri=none", "pictures=false", "batch_size=8",
-    "student_steps=2", "generator.width=8", "student.network=cnn4", "rounds=40", "checkpoint.every=1",
-    "log_every=1", "data.name=none", "--output", "run",
+    "student_steps=2", "generator.width=8", f"student.network={held_networks.__file__}:cnn4", "rounds=40",
+    "checkpoint.every=1", "log_every=1", "data.name=none", "--output", "run",
 )  # fmt: skip
 """A run of a second or two; every round is stored."""
 
@@ -33,6 +34,17 @@ FRAGILE = Path(__file__).with_name("fragile_networks.py")
 
 def begin(folder: Path, world_size: int, *words: str) -> list[BaseProcess]:
     return ranks.start(world_size, ranks.ddad, folder / "log", folder, *RUN, *words)
+
+
+@contextmanager
+def held(folder: Path, world_size: int, *words: str) -> Iterator[list[BaseProcess]]:
+    """The processes of a run that waits in its 13th round as long as the block takes, ten of them logged."""
+    (folder / "hold").touch()
+    processes = begin(folder, world_size, *words)
+    reach(folder, processes, 10)
+    assert all(process.is_alive() for process in processes), said(folder)
+    yield processes
+    (folder / "hold").unlink()
 
 
 def reach(folder: Path, processes: list[BaseProcess], num_rounds: int) -> None:
@@ -81,9 +93,8 @@ Whole = Callable[[int], tuple[bytes, list[dict[str, object]]]]
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_is_named_and_the_run_goes_on(tmp_path: Path, whole: Whole, victim: int) -> None:
-    processes = begin(tmp_path, 2)
-    reach(tmp_path, processes, 10)
-    processes[victim].kill()
+    with held(tmp_path, 2) as processes:
+        processes[victim].kill()
     codes = ranks.finish(processes)
     assert codes[victim] == -signal.SIGKILL and codes[1 - victim] == 4
     line = complaint(tmp_path, 1 - victim)
@@ -95,9 +106,8 @@ def test_a_killed_process_is_named_and_the_run_goes_on(tmp_path: Path, whole: Wh
 
 
 def test_four_processes_go_on_to_the_bit(tmp_path: Path, whole: Whole) -> None:
-    processes = begin(tmp_path, 4)
-    reach(tmp_path, processes, 4)
-    processes[2].kill()
+    with held(tmp_path, 4) as processes:
+        processes[2].kill()
     assert sorted(ranks.finish(processes)) == [-signal.SIGKILL, 4, 4, 4]
     assert ranks.finish(begin(tmp_path, 4)) == [0] * 4
     assert ends(tmp_path) == whole(4)
@@ -106,19 +116,20 @@ def test_four_processes_go_on_to_the_bit(tmp_path: Path, whole: Whole) -> None:
 @pytest.mark.slow
 def test_torchrun_starts_again_and_ends_in_the_same_bits(tmp_path: Path, whole: Whole) -> None:
     words = [ROOT / "launch/torchrun.sh", *RUN[1:]]
+    (tmp_path / "hold").touch()
     with starting.started(words, tmp_path, {"NPROC": "4"}) as process:
         starting.until(process, lambda: bool(starting.saved(tmp_path / "run")))
         starting.workers(process.pid)[2].kill()
+        (tmp_path / "hold").unlink()
         out, err = process.communicate()
     assert process.returncode == 0 and "no answer from rank 2" in err, (out, err)
     assert ends(tmp_path) == whole(4)
 
 
 def test_a_process_that_hangs_is_named(tmp_path: Path) -> None:
-    processes = begin(tmp_path, 2, "distributed.timeout=10")
-    reach(tmp_path, processes, 10)
-    assert processes[1].pid is not None
-    os.kill(processes[1].pid, signal.SIGSTOP)
+    with held(tmp_path, 2, "distributed.timeout=10") as processes:
+        assert processes[1].pid is not None
+        os.kill(processes[1].pid, signal.SIGSTOP)
     (code,) = ranks.finish(processes[:1])
     processes[1].kill()
     processes[1].join()
@@ -145,9 +156,8 @@ def test_a_mistake_on_one_host_is_everyones(tmp_path: Path) -> None:
 
 
 def test_a_signal_to_one_stops_all_after_the_same_round(tmp_path: Path, whole: Whole) -> None:
-    processes = begin(tmp_path, 2)
-    reach(tmp_path, processes, 10)
-    processes[1].terminate()
+    with held(tmp_path, 2) as processes:
+        processes[1].terminate()
     # An exit code of 0 would tell an elastic launcher on another host that the run is done.
     assert ranks.finish(processes) == [128 + signal.SIGTERM] * 2
     (line,) = [line for line in said(tmp_path) if line.startswith("stopped after round")]

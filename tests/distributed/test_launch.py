@@ -16,7 +16,7 @@ from accelerate.commands.config.config_args import ClusterConfig
 
 from harness.distributed import launcher
 from harness.errors import UserError
-from tests.distributed.starting import ROUNDS, TINY, distance, result, run, saved, started, until, workers
+from tests.distributed.starting import HELD, ROUNDS, TINY, distance, result, run, saved, started, until, workers
 from tests.helpers import DDAD, ROOT
 
 LAUNCH = ROOT / "launch"
@@ -75,10 +75,12 @@ def test_another_world_size_than_asked_for_is_refused_in_one_line(tmp_path: Path
 @pytest.mark.distributed
 @pytest.mark.slow
 def test_sigterm_stops_all_at_one_round_and_the_same_command_resumes(two: tuple[Path, str], tmp_path: Path) -> None:
-    words, folder = [*DDAD, "launch", "--nproc", "2", *TINY, "--output", "run"], tmp_path / "run"
+    words, folder = [*DDAD, "launch", "--nproc", "2", *HELD, "--output", "run"], tmp_path / "run"
+    (tmp_path / "hold").touch()
     with started(words, tmp_path) as process:
         until(process, lambda: bool(saved(folder)))
         process.send_signal(signal.SIGTERM)
+        (tmp_path / "hold").unlink()
         out, err = process.communicate()
     assert process.returncode == 128 + signal.SIGTERM, (out, err)
     found = re.search(rf"stopped after round (\d+) of {ROUNDS} \(SIGTERM\)", out)
@@ -93,10 +95,12 @@ def test_sigterm_stops_all_at_one_round_and_the_same_command_resumes(two: tuple[
 @pytest.mark.slow
 def test_killed_process_is_named_and_all_start_again(two: tuple[Path, str], tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    words = [*DDAD, "launch", "--nproc", "2", "--restarts", "1", *TINY, "--output", folder]
+    words = [*DDAD, "launch", "--nproc", "2", "--restarts", "1", *HELD, "--output", folder]
+    (tmp_path / "hold").touch()
     with started(words, tmp_path) as process:
         until(process, lambda: bool(saved(folder)))
         workers(process.pid)[1].kill()
+        (tmp_path / "hold").unlink()
         out, err = process.communicate()
     assert process.returncode == 0, (out, err)
     # Between them gloo may have its own words, and the launcher names rank 1 too where the agent ended rank 0 first.

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.starting import TINY, distance, result, run, saved, started, until, workers
+from tests.distributed.starting import HELD, TINY, distance, result, run, saved, started, until, workers
 from tests.helpers import DDAD, ROOT
 
 pytestmark = [
@@ -119,14 +119,16 @@ def test_torchrun_on_two_hosts(hosts: list[Host], one_host: Path, tmp_path: Path
 
 def test_host_lost_for_good_leaves_the_run_to_the_other(hosts: list[Host], one_host: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    commands = [["env", f"NODE={k}", ROOT / "launch/torchrun.sh", *TINY, "--output", folder] for k in range(2)]
+    commands = [["env", f"NODE={k}", ROOT / "launch/torchrun.sh", *HELD, "--output", folder] for k in range(2)]
     given = {"NODES": "2", "MIN_NODES": "1", "NPROC": "1", "HEAD": f"{hosts[0].address}:29500", "LAST_CALL": "25"}
+    (tmp_path / "hold").touch()
     with ExitStack() as stack:
         survivor, lost = start(stack, hosts, commands, tmp_path, given)
         until(survivor, lambda: bool(saved(folder)))
         (worker,) = workers(lost.pid).values()
         lost.kill()  # torchrun itself: `ip netns exec` and `env` have become it
         worker.kill()
+        (tmp_path / "hold").unlink()
         out, err = survivor.communicate()
     assert survivor.returncode == 0, (out, err)
     assert "no answer from rank 1" in err

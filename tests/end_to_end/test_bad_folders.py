@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -115,7 +116,7 @@ def test_folder_without_permission(
 def test_checkpoint_of_the_run_is_corrupt(workplace: Path, ddad: Ddad, begun: Path) -> None:
     checkpoint = only(begun, "checkpoints/*")
     whole = checkpoint.read_bytes()
-    for damage in (whole[:-1], b"", os.urandom(500), whole[:8] + b"x" + whole[9:]):
+    for damage in (whole[:-1], b"", random.Random(0).randbytes(500), whole[:8] + b"x" + whole[9:]):
         checkpoint.write_bytes(damage)
         before = contents(workplace)
         line = ddad(*DIGITS).complaint()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import shutil
 from pathlib import Path
@@ -296,10 +297,11 @@ def test_teacher_with_other_keys_or_shapes(workplace: Path, ddad: Ddad) -> None:
 
 
 def test_teacher_file_is_damaged(workplace: Path, ddad: Ddad) -> None:
+    noise = random.Random(0).randbytes(1000)
     for name, content in {
         "torn.safetensors": TEACHER.read_bytes()[:-1000],
-        "noise.pt": os.urandom(1000),
-        "noise.safetensors": os.urandom(1000),
+        "noise.pt": noise,
+        "noise.safetensors": noise,
         "empty.pt": b"",
         "empty.safetensors": b"",
     }.items():

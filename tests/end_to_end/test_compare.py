@@ -64,11 +64,8 @@ def test_comparing_changes_nothing(four: list[str], made: Path, ddad: Ddad) -> N
     assert contents(made) == before
 
 
-def test_mlflow_says_what_the_folder_says(
-    run: Run, tmp_path: Path, ddad: Ddad, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mlflow_says_what_the_folder_says(run: Run, tmp_path: Path, ddad: Ddad) -> None:
     """From another folder; the store is the run's own."""
-    monkeypatch.chdir(tmp_path)
     uri = f"sqlite:///{run.place}/mlflow.db"
     said = ddad("compare", "mlflow:ddad", "--uri", uri, "--format", "csv")
     assert (said.code, said.err) == (0, "")

@@ -16,7 +16,7 @@ from PIL import Image
 
 from harness import task
 from harness.networks import build
-from tests.helpers import ROOT, environment
+from tests.helpers import environment
 from tests.miniature import Nyu, camvid
 
 ALLOWED = ("torch", "torchvision", "accelerate", "timm", "torchmetrics")
@@ -24,12 +24,11 @@ ALLOWED = ("torch", "torchvision", "accelerate", "timm", "torchmetrics")
 RUN = """
 import importlib.machinery, importlib.metadata, json, sys
 sys.path[:] = [place for place in sys.path if "__editable__" not in place]
-blocked, hits = set(json.loads(sys.argv[1])), set()
+blocked = set(json.loads(sys.argv[1]))
 find = importlib.machinery.PathFinder.find_spec
 
 def find_spec(name, path=None, target=None):
     if name.partition(".")[0] in blocked:  # as if it were not installed
-        hits.add(name)
         return None
     return find(name, path, target)
 
@@ -63,7 +62,6 @@ again = distill.distill(resolve.resolve("classification", None, {**changes, "rou
 assert again["agreement_on"] == "generated"
 imported = {name.partition(".")[0] for name in sys.modules}
 assert not imported & blocked, imported & blocked
-print(json.dumps(sorted(hits)))
 """
 
 
@@ -144,7 +142,7 @@ def test_config_is_built_and_run_with_nothing_else_installed(tmp_path: Path, blo
         cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "runs").is_dir() and (ROOT / "harness").is_dir()
+    assert len(list((tmp_path / "runs").glob("*/result.json"))) == 2
 
 
 def test_the_block_works(tmp_path: Path, blocked: list[str]) -> None:

@@ -37,7 +37,6 @@ RUN = (
 @pytest.fixture
 def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a network file and a checkpoint as training scripts leave them, and nothing else."""
-    monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DDAD_DATA", raising=False)
     Path("net.py").write_text(NETWORK)
     module = build.network(task.load("classification"), "net.py:shapes", 17, 3)

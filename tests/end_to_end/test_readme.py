@@ -133,8 +133,7 @@ def build(of: str, name: str, classes: int, channels: int, arguments: dict[str, 
 @pytest.mark.parametrize(
     "line", [line for line in DDAD if line.words[1:] in QUICK or "# quick" in line.text], ids=lambda line: line.name
 )
-def test_quick_line_runs(line: Line, ddad: Ddad, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_quick_line_runs(line: Line, ddad: Ddad) -> None:
     said = ddad(*line.words[1:])
     assert said.code == 0 and said.out
 

@@ -21,7 +21,6 @@ TINY = (
 @pytest.fixture
 def cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder from which ./data holds a CIFAR-10 of 30 training and 6 test images."""
-    monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DDAD_DATA", raising=False)
     (tmp_path / "data").mkdir()
     Cifar(tmp_path / "data", datasets.CIFAR10, monkeypatch)

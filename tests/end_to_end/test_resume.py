@@ -134,16 +134,37 @@ def test_signal_before_there_is_a_run_ends_at_once(workplace: Path, number: sign
     assert contents(workplace) == before
 
 
+ENDLESS = """
+import time
+from torch import nn
+
+class Endless(nn.Module):
+    def __init__(self, classes, channels):
+        super().__init__()
+        self.last = nn.Linear(64 * channels, classes)
+
+    def forward(self, x):
+        while self.training:
+            with open("ticks", "a") as file:
+                file.write(".")
+            time.sleep(0.01)
+        return self.last(x.flatten(1))
+"""
+"""A student whose first turn takes for ever, and writes a character every now and then."""
+
+
 def test_second_signal_does_not_wait_for_the_round(workplace: Path) -> None:
-    with started(*RUN, "rounds=2", "batch_size=10000", cwd=workplace) as process:  # a round of seconds
-        wait(process, lambda: any(workplace.glob("runs/*/metrics.jsonl")))
+    (workplace / "endless.py").write_text(ENDLESS)
+    ticks = workplace / "ticks"
+    with started(*RUN, "student.network=endless.py:Endless", cwd=workplace) as process:
+        wait(process, ticks.exists)
         process.send_signal(signal.SIGTERM)
-        with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(0.5)
+        seen = ticks.stat().st_size
+        wait(process, lambda: ticks.stat().st_size > seen + 3)  # it has taken the first one in, and the round goes on
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=300)
     assert process.returncode == 143
-    assert "Traceback" not in out + err
+    assert "stopped after" not in out and "Traceback" not in out + err
 
 
 def test_killed_while_it_was_ending(workplace: Path, whole: Path, ddad: Ddad) -> None:

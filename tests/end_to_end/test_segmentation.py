@@ -20,7 +20,6 @@ TINY = (
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder from which ./data holds a CamVid of 6 training and 3 test images, 36x48."""
-    monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DDAD_DATA", raising=False)
     camvid(tmp_path / "data")
     return tmp_path
@@ -28,10 +27,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("name", ["camvid-smoke", "nyuv2-smoke"])
 @pytest.mark.parametrize("method", ["ddad", "dfad"])
-def test_smoke_recipes_need_no_data(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ddad: Ddad, name: str, method: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_smoke_recipes_need_no_data(monkeypatch: pytest.MonkeyPatch, ddad: Ddad, name: str, method: str) -> None:
     monkeypatch.setattr("harness.training.evaluate.NUM_GENERATED", 16)
     said = ddad("distill", name, f"method={method}", "tracking.uri=none", "--output", "run")
     assert said.code == 0, said.err

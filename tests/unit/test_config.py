@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import inspect
+import itertools
+import textwrap
+import typing
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from harness import config as config_module
 from harness import resolve
+from harness.config import Config
 from harness.config.parse import merge
 from harness.errors import UserError
 from harness.methods.terms import weight_at
@@ -16,34 +23,30 @@ from harness.methods.terms import weight_at
 LEAST = {"task": "classification", "classes": 3}
 
 
-def test_every_field_has_a_docstring() -> None:
-    """The docstrings under the fields are the reference of what can be set."""
-    import ast
-    import inspect
+def documented(kind: type) -> Iterator[tuple[str, bool]]:
+    """(field, whether a docstring stands under it) of a configuration class, those that it inherits left out."""
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    assert isinstance(tree, ast.ClassDef)
+    for line, after in itertools.pairwise([*tree.body, None]):
+        if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
+            is_text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+            yield line.target.id, is_text and isinstance(after.value.value, str)
 
-    tree = ast.parse(inspect.getsource(config_module))
-    groups = {
-        "weights",
-        "teacher",
-        "student",
-        "generator",
-        "replay",
-        "inversion",
-        "input",
-        "data",
-        "teach",
-        "distributed",
-        "zero",
-        "tracking",
-        "checkpoint",
-        "speed",
-    }
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef):
-            for field, after in zip(node.body, [*node.body[1:], None], strict=True):
-                if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-                    documented = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-                    assert documented or field.target.id in groups, f"{node.name}.{field.target.id}"
+
+def test_every_field_has_a_docstring() -> None:
+    """The docstrings under the fields are the reference of what can be set; a group's is that of its class."""
+    queue, found = [Config], set()
+    while queue:
+        kind = queue.pop()
+        types = typing.get_type_hints(kind)
+        groups = {name: each for name, each in types.items() if dataclasses.is_dataclass(each)}
+        queue += groups.values()
+        for base in filter(dataclasses.is_dataclass, kind.__mro__):
+            for name, is_documented in documented(base):
+                assert is_documented or name in groups, f"{base.__name__}.{name}"
+                found.add((kind, name))
+        assert {(kind, field.name) for field in dataclasses.fields(kind)} <= found and kind.__doc__
+    assert len(found) > 80
 
 
 def test_a_resolved_configuration_replays_to_itself() -> None:

@@ -292,8 +292,7 @@ def test_features_are_the_input_of_the_head() -> None:
     assert "neither a linear layer nor a convolution" in refusal(layers.head, nn.ReLU())
 
 
-def test_a_file_is_recorded_by_path_size_and_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_a_file_is_recorded_by_path_size_and_digest(tmp_path: Path) -> None:
     Path("weights.pt").write_bytes(b"abc")
     digest = hashlib.sha256(b"abc").hexdigest()
     assert files.file_record(Path("weights.pt")) == {"path": f"{tmp_path}/weights.pt", "size": 3, "sha256": digest}

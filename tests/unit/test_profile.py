@@ -82,7 +82,6 @@ def test_a_mistake_is_one_line(
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "mine.txt").write_text("")
     (tmp_path / "file").write_text("")
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["ddad", "profile", *words])
     with pytest.raises(SystemExit) as ended:
         cli.main()
@@ -98,9 +97,10 @@ def test_the_largest_batch_is_searched_for() -> None:
         tried.append(size)
         return size <= 1000
 
-    found = capacity.search(fits, 64, 4)
-    assert 1000 - 1000 // 16 <= found <= 1000 and found % 4 == 0 and len(tried) < 12
-    assert capacity.search(fits, 3000, 4) <= 1000, "the run's own batch may be too large"
+    for start in (64, 3000):  # the run's own batch may be too large
+        tried.clear()
+        found = capacity.search(fits, start, 4)
+        assert 1000 - 1000 // 16 <= found <= 1000 and found % 4 == 0 and len(tried) < 12
     assert capacity.search(lambda size: False, 64, 4) == 0
 
 

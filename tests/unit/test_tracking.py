@@ -8,12 +8,14 @@ import logging
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -55,28 +57,32 @@ def a_network() -> nn.Module:
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An sqlite store with one finished run in it, and that run's folder beside it."""
     place = tmp_path_factory.mktemp("tracked")
-    uri = f"sqlite:///{place}/deep/mlflow.db"
+    database = place / "deep" / "mlflow.db"
+    database.parent.mkdir()
+    (place / "elsewhere").mkdir()
+    uri = f"sqlite:///{database}"
     root = logging.getLogger()
     found, root.handlers[:] = list(root.handlers), []  # pytest's: libraries leave a root logger alone that has some
-    begun = time.monotonic()
-    experiment, warnings = open_experiment(uri, place / "run", student={"arguments": {"text": "x" * 9000}})
-    log = row_log.Log(place / "run" / "metrics.jsonl")
-    experiment.params(config_module.flat(a_config(uri, student={"arguments": {"text": "x" * 9000}})))
-    for row in (10, 20):
-        log.write(row, row / 10, {"student/discrepancy": 1 / row, "generator/total": float("nan")})
-        experiment.metrics(row, {"student/discrepancy": 1 / row, "generator/total": float("nan")})
-    log.close()
-    experiment.tag("collapsed", 20)
-    (place / "grid.png").write_bytes(b"picture")
-    experiment.picture(place / "grid.png", "samples")
-    experiment.model(a_network(), SHAPE)
-    asked = time.monotonic()
-    experiment.close("FINISHED")
-    assert asked - begun < time.monotonic() - asked, "the run waited for the store, which takes seconds to make"
-    assert warnings == []
+    with pytest.MonkeyPatch.context() as patch, closing(sqlite3.connect(database)) as holder:
+        patch.chdir(place / "elsewhere")
+        holder.execute("BEGIN EXCLUSIVE")  # who waits for the store now gives up, with a warning, in 20 s
+        experiment, warnings = open_experiment(uri, place / "run", student={"arguments": {"text": "x" * 9000}})
+        log = row_log.Log(place / "run" / "metrics.jsonl")
+        experiment.params(config_module.flat(a_config(uri, student={"arguments": {"text": "x" * 9000}})))
+        for row in (10, 20):
+            log.write(row, row / 10, {"student/discrepancy": 1 / row, "generator/total": float("nan")})
+            experiment.metrics(row, {"student/discrepancy": 1 / row, "generator/total": float("nan")})
+        log.close()
+        experiment.tag("collapsed", 20)
+        (place / "grid.png").write_bytes(b"picture")
+        experiment.picture(place / "grid.png", "samples")
+        experiment.model(a_network(), SHAPE)
+        holder.rollback()
+        experiment.close("FINISHED")
+    assert warnings == [], "the run waited for the store"
     assert root.handlers == [], "a library took over the root logger"
     root.handlers[:] = found
-    return place / "deep" / "mlflow.db"
+    return database
 
 
 def the_run(database: Path, folder: Path | None = None) -> Any:
@@ -162,8 +168,7 @@ def test_run_is_recorded_whole(database: Path) -> None:
 
 def test_artifacts_lie_beside_the_database(database: Path) -> None:
     assert (database.parent / "mlartifacts" / the_run(database).info.run_id / "artifacts/samples/grid.png").exists()
-    assert not Path("mlruns").exists()
-    assert not Path("mlartifacts").exists()
+    assert not list((database.parents[1] / "elsewhere").iterdir()), "MLflow wrote to the run's current folder"
 
 
 def test_model_loads_back_and_answers_as_the_student_for_any_batch(database: Path) -> None:
@@ -203,8 +208,7 @@ def test_a_student_that_cannot_be_exported_costs_the_run_no_more_than_its_model(
     assert steps(database, run.info.run_id, "a") == [(10, 1.0)]
 
 
-def test_a_relative_store_is_meant_from_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_a_relative_store_is_meant_from_the_current_folder(tmp_path: Path) -> None:
     for uri, path in {
         "sqlite:///./a/mlflow.db": "a/mlflow.db",
         "sqlite:///sqlite?timeout=9": "sqlite?timeout=9",
@@ -258,7 +262,7 @@ def test_a_run_the_store_has_lost_starts_anew_with_all_its_rows(database: Path, 
     ("uri", "reason"),
     [
         ("sqlite:///{tmp}/file/mlflow.db", "file is not a folder"),
-        ("http://user:secret@127.0.0.1:1", "no answer"),
+        ("http://user:secret@127.0.0.1:1", "(no answer)"),  # else the run gives it up: "no answer within 120 s"
         ("nonsense://nowhere", "nonsense"),
         ("", "it has no name"),
         ("sqlite:///{tmp}/file", "file is not a database"),
@@ -266,14 +270,12 @@ def test_a_run_the_store_has_lost_starts_anew_with_all_its_rows(database: Path, 
 )
 def test_run_goes_on_without_a_store_and_says_so_once(tmp_path: Path, uri: str, reason: str) -> None:
     (tmp_path / "file").write_text("not a database, whatever its name may say " * 10)
-    begun = time.monotonic()
     experiment, warnings = open_experiment(uri.format(tmp=tmp_path), tmp_path)
     experiment.params({"rounds": 1})
     experiment.metrics(1, {"a": 1.0})
     experiment.close("FINISHED")
     experiment.metrics(2, {"a": 1.0})
     experiment.close("FINISHED")
-    assert time.monotonic() - begun < 30
     (warning,) = warnings
     assert reason in warning and "\n" not in warning and "secret" not in warning
     assert warning.endswith("metrics.jsonl does")
@@ -398,7 +400,7 @@ def page(database: Path, tmp_path: Path) -> Iterator[str]:
                 time.sleep(0.5)
         yield address
         os.killpg(process.pid, signal.SIGINT)  # what a terminal does
-        process.wait(20)
+        process.wait(120)
         with pytest.raises(OSError, match="refused"):
             urllib.request.urlopen(f"{address}/health", timeout=5)
     finally:

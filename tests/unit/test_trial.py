@@ -233,38 +233,42 @@ def test_a_trial_of_a_population_continues_from_another_trial_and_records_its_sc
     assert again[-1] == branch[-1], "a trial that continues its own run with the same weights makes no new branch"
 
 
-def copy_trial(prepared: Plan, whole: list[TrialResult], name: str, factor: float) -> None:
+@pytest.fixture
+def sweep(prepared: Plan, tmp_path: Path) -> Plan:
+    """The same sweep without trials, in a folder of its own."""
+    shutil.copytree(prepared.folder, tmp_path / "sweep", ignore=shutil.ignore_patterns("trials"))
+    return dataclasses.replace(prepared, folder=tmp_path / "sweep")
+
+
+def copy_trial(sweep: Plan, whole: list[TrialResult], name: str, factor: float) -> None:
     """Copies the run folder of a trial, with all agreements multiplied by `factor`."""
-    path = prepared.trials_folder / name
+    path = sweep.trials_folder / name
     shutil.copytree(whole[-1].folder, path)
     rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     scored = [row | {PROBE_METRIC: factor * row[PROBE_METRIC]} if PROBE_METRIC in row else row for row in rows]
     (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in scored))
 
 
-def test_the_report_is_written_from_the_sweeps_folder(prepared: Plan, whole: list[TrialResult]) -> None:
+def test_the_report_is_written_from_the_sweeps_folder(sweep: Plan, whole: list[TrialResult]) -> None:
     for index, name in enumerate(("t0", "t1", "t2", "t3")):
-        copy_trial(prepared, whole, name, 1 - index / 4)
-    for path in prepared.trials_folder.iterdir():
-        if path.name not in ("t0", "t1", "t2", "t3"):
-            shutil.rmtree(path)
+        copy_trial(sweep, whole, name, 1 - index / 4)
     for name in ("t0", "t1", "t2"):
-        values = run_folders.final_values(prepared.trials_folder / name)
+        values = run_folders.final_values(sweep.trials_folder / name)
         found = make_record(name, "finished", values[PROBE_METRIC], oracle=values["evaluation/student_accuracy"])
-        records.add(prepared, found, lambda line: None)
-        config, _ = run_folder.read_config(prepared.trials_folder / name)
-        assert configs.recorded(prepared, prepared.folder / found.folder) == config, (
+        records.add(sweep, found, lambda line: None)
+        config, _ = run_folder.read_config(sweep.trials_folder / name)
+        assert configs.recorded(sweep, sweep.folder / found.folder) == config, (
             "MLflow refuses other values of a parameter"
         )
     broken = make_record("t9", "failed", 0.0, agreement=None, oracle=None, error="student/total is not finite")
-    records.add(prepared, broken, lambda line: None)
-    lost = trial.run(prepared, "lost", SAMPLE)
+    records.add(sweep, broken, lambda line: None)
+    lost = trial.run(sweep, "lost", SAMPLE)
     result = next(lost)
     lost.close()
-    recorded = prepared.trials_folder / "t3" / "config.yaml"
+    recorded = sweep.trials_folder / "t3" / "config.yaml"
     recorded.write_text(recorded.read_text().replace("  adversarial: 2.0\n", "  adversarial: [[0, 2.0], [4, 3.0]]\n"))
-    records.add_lost_trials(prepared, lambda line: None)
-    *_, begun, finished = records.trials(prepared)
+    records.add_lost_trials(sweep, lambda line: None)
+    *_, begun, finished = records.trials(sweep)
     assert (begun.id, begun.outcome, begun.error) == ("lost", "stopped", records.LOST)
     assert (begun.objective, begun.round) == (result.objective, result.round)
     assert (finished.id, finished.outcome, finished.error, finished.round) == ("t3", "finished", None, 8)
@@ -272,19 +276,19 @@ def test_the_report_is_written_from_the_sweeps_folder(prepared: Plan, whole: lis
     assert (finished.sample["weights.adversarial"], finished.sample["weights.one_hot"]) == (3.0, 0.1), (
         "the last value of a schedule"
     )
-    records.record_end(prepared, None)
-    content = report.write(prepared, prepared.base)
+    records.record_end(sweep, None)
+    content = report.write(sweep, sweep.base)
     assert content["outcomes"] == {"finished": 4, "failed": 1, "pruned": 0, "stopped": 1}
-    assert (prepared.folder / "trials.csv").read_text().count(records.LOST) == 1
+    assert (sweep.folder / "trials.csv").read_text().count(records.LOST) == 1
     assert [row["trials"] for row in content["correlation"]] == [5] + [4] * 7
     assert [row["student_updates"] for row in content["correlation"]] == [5 * share for share in range(1, 9)]
-    page = (prepared.folder / "report.md").read_text()
+    page = (sweep.folder / "report.md").read_text()
     assert "oracle: accuracy" in page and "probe agreement (objective)" in page
     assert "- `t9`: student/total is not finite" in page
-    assert (prepared.folder / "trials.csv").read_text().count("\n") == 7
-    assert (prepared.folder / "parallel.png").read_bytes()[:4] == b"\x89PNG"
-    best = resolve.resolve(None, resolve.read_file(prepared.folder / "best.yaml"))
-    chosen = run_folder.read_config(prepared.folder / content["best"]["folder"])[0]
+    assert (sweep.folder / "trials.csv").read_text().count("\n") == 7
+    assert (sweep.folder / "parallel.png").read_bytes()[:4] == b"\x89PNG"
+    best = resolve.resolve(None, resolve.read_file(sweep.folder / "best.yaml"))
+    chosen = run_folder.read_config(sweep.folder / content["best"]["folder"])[0]
     assert best.weights == chosen.weights
-    assert (best.tracking, best.evaluate_every) == (prepared.base.tracking, prepared.base.evaluate_every)
-    assert max(record.objective or 0.0 for record in records.trials(prepared)) == content["best"]["objective"]
+    assert (best.tracking, best.evaluate_every) == (sweep.base.tracking, sweep.base.evaluate_every)
+    assert max(record.objective or 0.0 for record in records.trials(sweep)) == content["best"]["objective"]
