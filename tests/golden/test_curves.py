@@ -58,6 +58,15 @@ NAMED = {
 }
 """Each variant of each method."""
 
+OVER: dict[str, Overlay] = {
+    "ddad warm": {
+        "teacher": {"network": "wrn10_1"},
+        "student": {"network": "pruned", "arguments": {"channels": 0.5}},
+        "generator": {"warmup": 2},
+    }
+}
+"""What a variant asks of the networks that SMALL's have not: blocks that teacher and student share."""
+
 FEWER_ROUNDS = {"deepinversion": 2, "cmi": 2, "fast": 3}
 """For methods that make each batch by many steps, which are fewer in a shorter run. The average over earlier batches
 that `fast` keeps shows in the third."""
@@ -65,7 +74,10 @@ that `fast` keeps shows in the third."""
 MAX_STUDENT_STEPS = 5
 """The smallest number at which `swift`'s four turns of five from the pool are what it asks for."""
 
-UNSEEN = ("rounds", "batch_size", "student_steps", "adversarial_after", "generator.latent_size", "replay.memory")
+UNSEEN = (
+    "rounds", "batch_size", "student_steps", "adversarial_after", "generator.latent_size", "generator.warmup",
+    "replay.memory",
+)  # fmt: skip
 """Settings of a variant that a few rounds of small batches do not show: they are compared as they are written."""
 
 
@@ -75,6 +87,8 @@ def play(config: Config) -> tuple[machine.Machine, list[dict[str, float]]]:
     turns = method.turns(config)
     teacher = roles.teacher(config) if method.has_teacher else None
     built = machine.Machine(config, Runtime(config), turns, teacher)
+    for step in range(built.num_preparations):
+        built.prepare(step)
     rows = range(config.rounds)
     return built, [latest([(turn.kind, built.play(row, place)) for place, turn in enumerate(turns)]) for row in rows]
 
@@ -91,7 +105,7 @@ def variant(case: str) -> dict[str, Any]:
         "rounds": FEWER_ROUNDS.get(full.method, SMALL["rounds"]),
         "student_steps": min(full.student_steps, MAX_STUDENT_STEPS),
     }
-    config = resolve.resolve("digits", None, merge(SMALL, {**NAMED[case], **shorter}))
+    config = resolve.resolve("digits", None, merge(merge(SMALL, {**NAMED[case], **shorter}), OVER.get(case, {})))
     built, rounds = play(config)
     return {"settings": {path: flat(full)[path] for path in UNSEEN}, "rounds": rounds, "answer": answer(built)}
 
