@@ -40,6 +40,7 @@ CASES: dict[str, Overlay] = {
         ),
         "attention": merge(cases.CASES["zskt"], {"rounds": 3}),
         "the pool": cases.CASES["fast, micro-batches"],
+        "pruned": merge(TEACHER, cases.PRUNED),
         "teacher": TEACHER,
     }.items()
 }
