@@ -67,7 +67,7 @@ def find(module: nn.Module, x: Tensor, name: str) -> list[Group]:
     graph = torch_pruning.DependencyGraph()
     try:
         with torch.enable_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
-            graph.build_dependency(traced, (x,), forward_fn=lambda network, inputs: network(*inputs), verbose=False)
+            graph.build_dependency(traced, x, forward_fn=_answer, verbose=False)
             candidates = list(_candidates(traced, graph))
     except Exception as error:  # whatever a network's own code or the tracer raises
         reason = " ".join(str(error).split())[:300]
@@ -90,6 +90,13 @@ def find(module: nn.Module, x: Tensor, name: str) -> list[Group]:
             "network as student.network"
         )
     return found
+
+
+def _answer(module: nn.Module, x: Tensor) -> Tensor:
+    logits: Tensor = module(x)
+    if logits.grad_fn is None:
+        raise ValueError("no gradient comes from its answer to its layers, as under torch.no_grad()")
+    return logits
 
 
 def _sound(module: nn.Module, groups: Sequence[Group], x: Tensor) -> list[Group]:
@@ -137,7 +144,10 @@ def _candidates(module: nn.Module, graph: Any) -> Iterator[Group]:
         touched = _touched(graph, traced, names)
         if stream or touched is None or total < 2 or total % parts:
             continue
-        importance = torch_pruning.importance.GroupMagnitudeImportance(p=2)(traced)
+        try:
+            importance = torch_pruning.importance.GroupMagnitudeImportance(p=2)(traced)
+        except (IndexError, RuntimeError):  # over a grouped convolution that is transposed or changes the width
+            continue
         operations = frozenset(filter(None, (_operation(item.dep.target) for item in traced)))
         yield Group(name, total, parts, importance.float(), touched, operations)
 

@@ -41,7 +41,7 @@ def inherit(
     A stage is an nn.Sequential or nn.ModuleList at the same path in both, whose blocks from the second on are alike; of
     one with fewer blocks in the student, block i takes that of the teacher which `default_blocks` says, or `blocks`: a
     list for every such stage, or lists by the stage's path (nested by its dots or not). `names` of student and teacher
-    are for messages. Raises UserError where nothing is in common, or `blocks` do not fit.
+    are for messages. Raises UserError where no layer is in common, or `blocks` do not fit.
     """
     stages = dict(_stages(student, teacher))
     chosen = _chosen(stages, blocks)
@@ -52,9 +52,9 @@ def inherit(
         if source in other and other[source].shape == values.shape:
             found[name] = other[source]
     weights = dict(student.named_parameters(remove_duplicate=False))
-    if not found.keys() & weights.keys():
+    if not any(name in found and values.dim() > 1 for name, values in weights.items()):  # biases alone are nothing
         raise UserError(
-            f"student.start=teacher: {names[0]} and {names[1]} have no weight in common: the first one's is "
+            f"student.start=teacher: {names[0]} and {names[1]} have no layer's weight in common: the first one's is "
             f"{_first(student)}, the other's {_first(teacher)}: set student.start=fresh"
         )
     with torch.no_grad():

@@ -44,6 +44,9 @@ STUDENT = f"{Path(__file__).with_name('bare_networks.py')}:student"
 BARE: Overlay = {"student": {"network": STUDENT}, "generator": {"network": "bare"}, "sync_batch_norm": False}
 """Nothing that is trained holds a batch norm."""
 
+PRUNED: Overlay = {"student": {"network": "pruned", "arguments": {"macs": 0.5}}}
+"""A student cut out of the teacher, which starts with what weights are left."""
+
 
 def _method(name: str) -> dict[str, Any]:
     """A method's own settings over those of the cases, for fewer turns."""
@@ -75,6 +78,8 @@ CASES: dict[str, Overlay] = {
     "replay": {"student_steps": 3, "replay": {"share": 0.4, "memory": 0.05}},
     "averaged": {"student": {"average": 0.1}},
     "classes": {"weights": {"target": 1.0}, "batch_size": 13},
+    "pruned": PRUNED,
+    "inherited": {"student": {"network": "cnn8", "start": "teacher"}},
     "replay, micro-batches": {
         "student_steps": 3,
         "replay": {"share": 0.7, "memory": 0.05, "storage": "fp16", "place": "device"},

@@ -40,6 +40,8 @@ VARIANTS: dict[str, Overlay] = {
 NORMALISED: Overlay = {"precision": "fp32", "rounds": 1, "batch_size": 13}
 """Batch norm in both networks, synchronised."""
 
+PRUNED: Overlay = merge(NORMALISED, cases.PRUNED)
+
 BF16: Overlay = merge(PLAIN, {"precision": "bf16"})
 
 
@@ -141,7 +143,7 @@ def play_all(out: Path) -> None:
             for over in (PLAIN, VARIANTS["clipped"])
             for turn in (0, 2)
         ]
-    for case, over in {"normalised": NORMALISED, "bf16": BF16}.items():
+    for case, over in {"normalised": NORMALISED, "pruned": PRUNED, "bf16": BF16}.items():
         machine = spread((3, 3), over)
         cases.play(machine)
         found[case] = ends(machine, out / case)

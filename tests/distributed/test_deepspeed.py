@@ -17,7 +17,7 @@ from harness.config.parse import Overlay, merge
 from harness.errors import UserError
 from harness.training import checkpoint
 from tests.distributed import cases, deepspeed_cases, ranks
-from tests.distributed.deepspeed_cases import BF16, HALF, NORMALISED, PLAIN, STAGES, VARIANTS, name
+from tests.distributed.deepspeed_cases import BF16, HALF, NORMALISED, PLAIN, PRUNED, STAGES, VARIANTS, name
 
 TOLERANCE = 1e-6
 """Of fp32 after 5 rounds."""
@@ -121,6 +121,10 @@ class TestTwoProcesses:
     def test_synchronised_batch_norm(self, together: Path, found: dict[str, Any]) -> None:
         assert found["normalised"]
         assert cases.distance(load_file(together / "normalised"), alone(NORMALISED)) < 1e-4
+
+    def test_a_pruned_student(self, together: Path, found: dict[str, Any]) -> None:
+        assert found["pruned"]
+        assert cases.distance(load_file(together / "pruned"), alone(PRUNED)) < 1e-4
 
     def test_bf16_is_autocast(self, plain: State, together: Path, found: dict[str, Any]) -> None:
         state = load_file(together / "bf16")

@@ -16,6 +16,8 @@ from torch import nn
 from harness import task
 from tests.end_to_end.conftest import DIGITS, OWN, TEACHER, UNTAUGHT, Ddad, contents, run_ddad, teacher_weights
 
+PRUNED = ("student.network=pruned",)
+
 WORDS: dict[str, tuple[tuple[str, ...], str]] = {
     "no recipe": (("distill",), "no recipe was named.*ddad recipes"),
     "no recipe but values": (("distill", "rounds=3"), "no recipe was named"),
@@ -103,6 +105,69 @@ WORDS: dict[str, tuple[tuple[str, ...], str]] = {
     "too small for the network": (
         (*OWN, *UNTAUGHT, "student.network=vgg16_bn"),
         r"student\.network=vgg16_bn cannot take images \[2, 3, 8, 8\], which follow from input\.size",
+    ),
+    "macs of the whole": ((*DIGITS, *PRUNED, "student.arguments.macs=1"), r"macs=1: expected the share .* in \(0, 1\)"),
+    "no macs": ((*DIGITS, *PRUNED, "student.arguments.macs=0"), r"macs=0: expected the share that remains"),
+    "macs as text": ((*DIGITS, *PRUNED, "student.arguments.macs=half"), "macs='half': expected the share"),
+    "two shares": (
+        (*DIGITS, *PRUNED, "student.arguments.macs=.5", "student.arguments.channels=.5"),
+        "student.arguments: expected one of macs, parameters, channels, got macs and channels",
+    ),
+    "no share": (
+        (*DIGITS, *PRUNED),
+        "student.network=pruned: expected the share .* such as student.arguments.macs=0.5",
+    ),
+    "unknown share": (
+        (*DIGITS, *PRUNED, "student.arguments.mac=.5"),
+        r"mac: .* takes no such argument; did you mean 'macs'",
+    ),
+    "too small a share": (
+        (*DIGITS, *PRUNED, "student.arguments.macs=.0001"),
+        r"macs=0.0001: with one channel left .* remain",
+    ),
+    "no blocks to leave out": ((*DIGITS, *PRUNED, "student.arguments.blocks=.5"), "blocks=0.5: .* has 0 block"),
+    "pruned from the teacher": (
+        (*DIGITS, *PRUNED, "student.arguments.macs=.5", "student.start=teacher"),
+        "student.start=teacher with student.network=pruned, .*: set one of them",
+    ),
+    "pruned without a teacher": (
+        (*DIGITS, *PRUNED, "student.arguments.macs=.5", "method=supervised"),
+        "student.network=pruned: method=supervised has no teacher",
+    ),
+    "start without a teacher": (
+        (*DIGITS, "student.start=teacher", "method=supervised"),
+        "student.start=teacher: method=supervised has no teacher",
+    ),
+    "pruned at another size": (
+        (*OWN[:-1], "teacher.network=vgg16_bn", "teacher.checkpoint=untrained", *PRUNED, "student.arguments.macs=.5"),
+        r"teacher\.network=vgg16_bn cannot take images \[2, 3, 8, 8\], which follow from input\.size",
+    ),
+    "a shuffled teacher": (
+        (
+            *OWN[:-1],
+            "teacher.network=shufflenetv2",
+            "teacher.checkpoint=untrained",
+            *PRUNED,
+            "student.arguments.macs=.5",
+            "input.size=32",
+        ),
+        r"teacher\.network=shufflenetv2 cannot be traced for pruning \(ZeroDivisionError: .* name a smaller network",
+    ),
+    "start nowhere": (
+        (*DIGITS, "student.start=techer"),
+        "student.start='techer': there is no such file; expected fresh",
+    ),
+    "start of other shapes": (
+        (*DIGITS, f"student.start={TEACHER}"),
+        r"does not fit student\.network=cnn12: classifier\.weight is \[10, 64\] in the file, \[10, 24\]",
+    ),
+    "start with nothing in common": (
+        (*OWN, "teacher.network=resnet20", "teacher.checkpoint=untrained", "student.start=teacher"),
+        r"student\.start=teacher: .*cnn4 and .*resnet20 have no layer's weight in common: .*'features\.0.*'conv1",
+    ),
+    "blocks of a fresh student": (
+        (*DIGITS, "student.blocks=[0,1]"),
+        r"blocks=\[0, 1\]: expected null unless student.start",
     ),
     "teach nothing": (
         ("teach", *OWN[1:], "teacher.network=cnn8", "teacher.checkpoint=t.safetensors"),
