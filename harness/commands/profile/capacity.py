@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from harness.commands.profile import measure
+from harness.commands.profile import measure, timing
 from harness.config import Config
 
 CLEAR = 64 * 2**20
@@ -75,7 +75,7 @@ def _foretold(config: Config, say: Callable[[str], None]) -> int:
     while size < MOST:
         _round(config, size, say)
         sizes.append(size)
-        peaks.append(measure.peak_memory(torch.device("cpu")))
+        peaks.append(timing.peak_memory(torch.device("cpu")))
         say(f"batch {size}: {peaks[-1] / 2**20:,.0f} MiB at the peak")
         free = psutil.virtual_memory().available + psutil.Process().memory_info().rss - peaks[-1]
         if found := foretell(sizes, peaks, free):
