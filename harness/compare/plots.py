@@ -18,15 +18,15 @@ from harness.compare import tables
 from harness.compare.groups import Comparison, differing
 from harness.compare.runs import AGREEMENT, GENERATED, Run
 from harness.errors import UserError
+from harness.run.palette import COLOURS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#7f7f7f")
-"""Okabe and Ito's, which colour-blind readers can tell apart; more rows than these are coloured by their score."""
+SCALE, SCALE_START = "viridis_r", 0.12
+"""The scale of scores where there are more rows than colours: green is low, dark is high, so that the best stand out.
 
-SCALE, PALE = "viridis_r", 0.12
-"""Green is low, dark is high: the best stand out on white. The scale begins with yellow; that is left out."""
+Its first part, which is yellow, is left out: it is hard to see on white."""
 
 LOG_SPAN = 10.0
 """A coordinate of positive numbers that span more than this factor is logarithmic."""
@@ -143,7 +143,7 @@ def _scale(part: Any, panels: Any, values: Sequence[float], name: str) -> list[A
 
     known = [value for value in values if math.isfinite(value)]
     norm = Normalize(min(known, default=0), max(known, default=1))
-    shades = LinearSegmentedColormap.from_list("", mpl.colormaps[SCALE](np.linspace(PALE, 1, 256)))
+    shades = LinearSegmentedColormap.from_list("", mpl.colormaps[SCALE](np.linspace(SCALE_START, 1, 256)))
     bar = part.colorbar(ScalarMappable(norm, shades), ax=panels, pad=0.02, aspect=30)
     bar.set_label(name, fontsize=9)
     bar.ax.tick_params(labelsize=8)

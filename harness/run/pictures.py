@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from harness import files
+from harness.run.palette import COLOURS
 from harness.task import Task
 
 if TYPE_CHECKING:
@@ -29,9 +30,6 @@ SMOOTHED_FROM = 60
 
 LOG_SPAN = 50.0
 """A panel whose positive values span more than this factor has a logarithmic axis."""
-
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
-"""Okabe and Ito's, which colour-blind readers can tell apart."""
 
 Series = dict[str, tuple[list[int], list[float]]]
 """Rounds and values by the name of a metric."""

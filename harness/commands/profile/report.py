@@ -15,12 +15,16 @@ from harness.commands.profile.measure import Profile
 from harness.compare.markdown import pipe_table
 from harness.config import Config, identity
 from harness.errors import UserError
+from harness.run import palette
 
 STEPS = {"answer": "forward, no graph", "forward": "forward", "backward": "backward", "update": "update"}
 """What the steps are called."""
 
-COLOURS = {"answer": "#56b4e9", "forward": "#0072b2", "backward": "#d55e00", "update": "#009e73", "rest": "#b0b0b0"}
-"""Okabe and Ito's, which colour-blind readers can tell apart."""
+COLOURS = {
+    "answer": palette.SKY, "forward": palette.BLUE, "backward": palette.VERMILION, "update": palette.GREEN,
+    "rest": palette.GREY,
+}  # fmt: skip
+"""The colour of each step."""
 
 NUM_TEXT = 3
 """The columns of the table that hold text: the first ones."""
