@@ -28,7 +28,7 @@ def examine() -> dict[str, str]:
         "gloo": lambda: _process_group("gloo"),
         "nccl": _nccl,
         "deepspeed": _deepspeed,
-        "mlflow": lambda: tracking.check("sqlite:///mlflow.db"),
+        "mlflow": lambda: tracking.describe("sqlite:///mlflow.db"),
     }
     return {name: _guarded(check) for name, check in checks.items()}
 

@@ -157,7 +157,7 @@ def of_experiment(name: str, uri: str) -> tuple[list[Run], Objective | None]:
 
     What others logged there is passed over. UserError where there are sweeps of different objectives.
     """
-    records = tracking.recorded(uri, name)
+    records = tracking.read_runs(uri, name)
     sweeps = [record for record in records if record.tags.get("kind") == "sweep"]
     objectives = {
         Objective(
@@ -177,7 +177,7 @@ def _one(objectives: set[Objective]) -> Objective | None:
     return next(iter(objectives), None)
 
 
-def _of_record(record: tracking.Recorded) -> Run:
+def _of_record(record: tracking.RunRecord) -> Run:
     """A run from MLflow, which holds no seconds: they are rounds over rounds per second, as of each evaluation."""
     defaults = config_module.flat(config_module.Config())
     flat = _determining(defaults | {path: _value(text) for path, text in record.params.items()})
