@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mlflow.entities import DatasetInput
 
 EXPERIMENT_KIND = ("mlflow.experimentKind", "custom_model_development")
-"""The tag by which the page opens an experiment as model training; without it, as traces of language models."""
+"""The tag that marks an experiment as model training, not as traces of language models."""
 
 MAX_SOURCE_WORDS = 3
 """Words of a command in the page's column *Source*; the description has all."""

@@ -93,8 +93,13 @@ def ui(uri: str, host: str = "127.0.0.1", port: int = 5000) -> NoReturn:
     options = ["--backend-store-uri", absolute(uri), "--host", host, "--port", str(port), "--workers", "1"]
     if database:
         options += ["--artifacts-destination", str(artifacts(database))]
-    print(f"the MLflow page of {without_credentials(uri)} is at http://{host}:{port} (Ctrl-C ends it)", flush=True)
+    print(f"the MLflow page of {without_credentials(uri)} is at {address(host, port)} (Ctrl-C ends it)", flush=True)
     os.execve(sys.executable, [sys.executable, "-m", "mlflow", "server", *options], os.environ | QUIET | NO_JOBS)
+
+
+def address(host: str, port: int) -> str:
+    """The page's address; its words make MLflow show model training, else it shows traces of language models."""
+    return f"http://{host}:{port}/#/experiments?workflowType=machine_learning"
 
 
 def without_credentials(uri: str) -> str:

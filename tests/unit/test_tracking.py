@@ -397,6 +397,7 @@ def server(database: Path, tmp_path: Path) -> Iterator[str]:
 @pytest.mark.slow
 def test_page_shows_runs_and_pictures_and_takes_new_ones(database: Path, tmp_path: Path, server: str) -> None:
     run_id = the_run(database).info.run_id
+    assert stores.address("127.0.0.1", int(server.rpartition(":")[2])) in (tmp_path / "ui.log").read_text()
     found = f"{server}/get-artifact?path=samples%2Fgrid.png&run_uuid={run_id}"
     assert urllib.request.urlopen(found, timeout=20).read() == b"picture"
     assert b"<html" in urllib.request.urlopen(server, timeout=20).read()

@@ -38,6 +38,10 @@ Role = tuple[str, bool, Step]
 """(network, whether it is its own turn, step)."""
 
 
+Call = Callable[[Tensor], Any]
+"""A network as a turn calls it: images or latents -> Tensor or Answer."""
+
+
 @dataclass(frozen=True)
 class Part:
     """One network in one role."""
@@ -172,7 +176,7 @@ def _parts(built: Machine, name: str, learns: bool, counts: Counter[Role]) -> It
     config, device = built.config, built.runtime.device
     player = built.players.get(name)
     steps = [step for step in get_args(Step) if counts[name, learns, step]]
-    call: Callable[[Tensor], Any] = built.teacher if player is None else player if learns else player.guest  # type: ignore[assignment]
+    call, call_without_graph = _calls(built, player, learns)
     size = config.batch_size // config.micro_batches
     if name == "generator":
         x = torch.randn(size, config.generator.latent_size, device=device, dtype=built.runtime.dtype)
@@ -187,7 +191,7 @@ def _parts(built: Machine, name: str, learns: bool, counts: Counter[Role]) -> It
 
     def answer(_: None) -> None:
         with torch.no_grad():
-            call(x)
+            call_without_graph(x)
 
     with player.turn() if player and learns else nullcontext():
         for step in steps:
@@ -205,6 +209,15 @@ def _parts(built: Machine, name: str, learns: bool, counts: Counter[Role]) -> It
         if player:
             for parameter in player.parameters:
                 parameter.grad = None
+
+
+def _calls(built: Machine, player: Player | None, learns: bool) -> tuple[Call, Call]:
+    """How the turns call a network, with and without a graph; `player` is None for the teacher."""
+    if player is None:
+        assert built.teacher
+        return built.teacher.judge, built.teacher.answer
+    call = player if learns else player.guest
+    return call, call
 
 
 def _images(built: Machine, size: int) -> Tensor:
