@@ -113,12 +113,12 @@ def test_the_largest_batch_is_searched_for() -> None:
     assert capacity.search(lambda size: False, 64, 4) == 0
 
 
-def test_the_largest_batch_is_foretold_from_clear_growth() -> None:
+def test_the_largest_batch_is_predicted_from_clear_growth() -> None:
     """1 GiB for 64 images more are 16 MiB an image: in 2 GiB are 128 more."""
     gib = 2.0**30
-    assert capacity.foretell([32, 64], [gib, 2 * gib], gib) is None
-    assert capacity.foretell([32, 64, 128], [gib, gib, 2 * gib], gib) is None
-    assert capacity.foretell([32, 64, 128], [gib, 1.5 * gib, 2.5 * gib], 2 * gib) == 128 + 128
+    assert capacity.predict([32, 64], [gib, 2 * gib], gib) is None
+    assert capacity.predict([32, 64, 128], [gib, gib, 2 * gib], gib) is None
+    assert capacity.predict([32, 64, 128], [gib, 1.5 * gib, 2.5 * gib], 2 * gib) == 128 + 128
 
 
 def test_supervised_has_no_profile(tmp_path: Path) -> None:
