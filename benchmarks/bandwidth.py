@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from harness import methods, resolve
 from harness.algorithm.moments import NormLayer
+from harness.compare.markdown import pipe_table
 from harness.config import Config
 from harness.distributed.runtime import Runtime
 from harness.networks import roles
@@ -59,8 +60,8 @@ def main() -> None:
         "fsdp; ZeRO 3": (*passes("fsdp"), False),
         "fsdp, sharded teacher": (*passes("fsdp"), True),
     }
-    print("| pair | strategy | MB a round and process, W = 8 / 64 / 512 | Gbit/s a process, W = 8 / 64 / 512 |")
-    print("|---|---|---|---|")
+    header = ["pair", "strategy", "MB a round and process, W = 8 / 64 / 512", "Gbit/s a process, W = 8 / 64 / 512"]
+    lines, notes = [], []
     for recipe in RECIPES:
         config = resolve.untrained(resolve.resolve(recipe, None, {"tracking": {"uri": "none"}, "batch_size": 2}))
         flops, sizes, reductions = _count(config)
@@ -70,11 +71,12 @@ def main() -> None:
             loads = [total * (world - 1) / world for world in WORLDS]
             megabytes = " / ".join(f"{load / 1e6:.0f}" for load in loads)
             rates = " / ".join(f"{load * 8 / (seconds * given.share) / 1e9:.0f}" for load in loads)
-            print(f"| {recipe} | {name} | {megabytes} | {rates} |")
-        print(
-            f"\n{recipe}: {flops / config.batch_size / 1e9:.1f} GFLOP an image and round, so {seconds:.3f} s a round "
-            f"of {given.batch} images a process; {reductions} reductions of losses and batch norm a round\n"
+            lines.append([recipe, name, megabytes, rates])
+        notes.append(
+            f"{recipe}: {flops / config.batch_size / 1e9:.1f} GFLOP an image and round, so {seconds:.3f} s a round "
+            f"of {given.batch} images a process; {reductions} reductions of losses and batch norm a round"
         )
+    print("\n".join([*pipe_table(header, lines, num_text=2), "", *notes]))
 
 
 def _count(config: Config) -> tuple[float, dict[str, float], int]:

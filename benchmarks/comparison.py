@@ -6,6 +6,7 @@ is not known) and its curve, [[seconds, agreement], ...]. Scores and agreements 
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.compare.markdown import pipe_table
+from harness.run.palette import COLOURS
 
 Row = Mapping[str, Any]
 
@@ -118,11 +120,11 @@ def draw(rows: Sequence[Row], path: Path, title: str) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for index, (name, runs) in enumerate(by_method(rows).items()):
+    for colour, (name, runs) in zip(itertools.cycle(COLOURS), by_method(rows).items(), strict=False):
         for place, row in enumerate(runs):
             seconds, agreements = zip(*row["curve"], strict=True)
             shown, label = [100 * value for value in agreements], name if place == 0 else None
-            axes.plot(seconds, shown, color=f"C{index}", alpha=0.7, label=label)
+            axes.plot(seconds, shown, color=colour, alpha=0.7, label=label)
     axes.set(xlabel="seconds", ylabel="agreement with the teacher, %", ylim=(0, 100), title=title)
     axes.grid(alpha=0.3)
     axes.legend()

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from harness import task
+from harness.compare.markdown import pipe_table
 from harness.errors import UserError
 from harness.run import folder, metrics
 
-HEADER = (
-    "method | seed | rounds | student updates | share of published images | teacher | student | agreement | seconds"
-)
+HEADER = [
+    "method", "seed", "rounds", "student updates", "share of published images", "teacher", "student", "agreement",
+    "seconds",
+]  # fmt: skip
 
 
 def read(run: Path) -> dict[str, Any]:
@@ -35,12 +37,12 @@ def read(run: Path) -> dict[str, Any]:
     return {**result, "metric": metric, "curve": curve, "batch_size": config.batch_size}
 
 
-def row(run: dict[str, Any], published_images: int) -> str:
+def row(run: dict[str, Any], published_images: int) -> list[str]:
     """A line of the table; scores in percent."""
     share = run["student_updates"] * run["batch_size"] / published_images
     scores = (run["teacher"][run["metric"]], run["student"][run["metric"]], run["agreement"])
     cells = [run["method"], run["seed"], run["rounds"], run["student_updates"], f"{share:.2%}"]
-    return " | ".join(map(str, [*cells, *(f"{score:.2%}" for score in scores), f"{run['wall_seconds']:.0f}"]))
+    return [*map(str, cells), *(f"{score:.2%}" for score in scores), f"{run['wall_seconds']:.0f}"]
 
 
 def draw(runs: list[dict[str, Any]], path: Path) -> None:
@@ -71,8 +73,7 @@ def main() -> None:
     parser.add_argument("--published-images", type=int, default=500 * 50 * 5 * 256, help="images DFAD's student sees")
     options = parser.parse_args()
     runs = [read(run) for run in options.runs]
-    print(HEADER, "|".join(["---"] * len(HEADER.split(" | "))), sep="\n")
-    print("\n".join(row(run, options.published_images) for run in runs))
+    print("\n".join(pipe_table(HEADER, [row(run, options.published_images) for run in runs], num_text=1)))
     draw(runs, options.figure)
 
 

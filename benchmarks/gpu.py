@@ -47,7 +47,7 @@ from benchmarks import pace, step
 from benchmarks.comparison import table
 from benchmarks.methods import DATA_FREE, RESULTS, add, machine, read
 from harness import resolve
-from harness.commands.profile import measure
+from harness.commands.profile import measure, timing
 from harness.config import Config, build
 from harness.config.parse import Overlay, merge
 from harness.errors import UserError, one_line
@@ -225,7 +225,7 @@ def _share(pair: str, batch: int, variant: str, seconds: float) -> dict[str, flo
         measure.play(built, 0)
     usual = step.products()
     step.multiply(step.TF32)  # in which convolutions of fp32 numbers are
-    peak, _ = measure.peaks(built.runtime.device, built.runtime.dtype, settings.precision)
+    peak, _ = timing.peaks(built.runtime.device, built.runtime.dtype, settings.precision)
     step.multiply(usual)
     flop = counted.get_total_flops()
     return {"flop": flop, "peak": peak, "share": flop / seconds / peak}

@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from harness import config, methods
+from harness.compare.markdown import pipe_table
 from harness.config.parse import Overlay
 from harness.distributed.runtime import Runtime, leave
 from harness.networks import roles
@@ -136,21 +137,24 @@ def main() -> None:
 
 def _print(rows: dict[Setting, list[dict[str, Any]]]) -> None:
     """The table; each series is compared with the smallest world of its own, or of the one it is a part of."""
-    print("| batch | processes | global batch | images/s (least to most) | of one process (least to most) | CPU ms an "
-          "image (least to most) | collectives a round (losses) | MiB a round | time in communication |\n"
-          "|---|---|---|---|---|---|---|---|---|")  # fmt: skip
+    header = [
+        "batch", "processes", "global batch", "images/s (least to most)", "of one process (least to most)",
+        "CPU ms an image (least to most)", "collectives a round (losses)", "MiB a round", "time in communication",
+    ]  # fmt: skip
+    lines = []
     for setting, runs in rows.items():
         whole = "fixed in all" if setting.series == "fixed in all" else "fixed a process"
         base = next(found for other, found in rows.items() if other.series == whole)
         first, share = runs[0], statistics.median(run["share"] for run in runs)
         ratios = [run["images_per_second"] / one["images_per_second"] for run, one in zip(runs, base, strict=True)]
-        print(
-            f"| {setting.series} | {setting.world_size} | {setting.batch_size} "
-            f"| {_spread([run['images_per_second'] for run in runs], 1)} | {_spread(ratios, 2)} "
-            f"| {_spread([run['cpu_ms'] for run in runs], 2)} "
-            f"| {first['collectives']} ({first['of_losses']} in {first['turns']} turns) "
-            f"| {first['mib']:.2f} | {share:.1%} |"
-        )
+        lines.append([
+            setting.series, str(setting.world_size), str(setting.batch_size),
+            _spread([run["images_per_second"] for run in runs], 1), _spread(ratios, 2),
+            _spread([run["cpu_ms"] for run in runs], 2),
+            f"{first['collectives']} ({first['of_losses']} in {first['turns']} turns)",
+            f"{first['mib']:.2f}", f"{share:.1%}",
+        ])  # fmt: skip
+    print("\n".join(pipe_table(header, lines, num_text=1)))
     busy = [run["others"] for runs in rows.values() for run in runs]
     print(f"\nOther programs kept {statistics.median(busy):.2f} cores busy (at most {max(busy):.2f}).")
 

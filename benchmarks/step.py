@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from benchmarks.methods import RESULTS, add, machine
 from harness import config, methods
 from harness.algorithm.latents import latents
+from harness.compare.markdown import pipe_table
 from harness.config import Config
 from harness.config.parse import Overlay, merge
 from harness.distributed.runtime import Runtime
@@ -229,17 +230,13 @@ def _race(
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown; a ratio above 1 is faster than what it is compared with."""
-    lines = [
-        "| pair | batch | loop | seconds a round | plain / it | frozen / it | losses apart |",
-        "|---|" * 1 + "---|" * 6,
-    ]
+    header = ["pair", "batch", "loop", "seconds a round", "plain / it", "frozen / it", "losses apart"]
+    lines = []
     for row in rows:
         ratios = ["{1:.2f} ({0:.2f} to {2:.2f})".format(*row[f"of_{base}"]) for base in ("plain", "frozen")]
-        lines.append(
-            f"| {row['pair']} | {row['batch_size']} | {row['variant']} | {row['seconds']:.4g} | {ratios[0]} | "
-            f"{ratios[1]} | {row['apart']:.0e} |"
-        )
-    return "\n".join(lines)
+        words = [row["pair"], str(row["batch_size"]), row["variant"]]
+        lines.append([*words, f"{row['seconds']:.4g}", *ratios, f"{row['apart']:.0e}"])
+    return "\n".join(pipe_table(header, lines, num_text=3))
 
 
 def products() -> list[bool]:

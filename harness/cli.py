@@ -181,9 +181,9 @@ def compare(
     from harness.compare import groups as comparing
     from harness.compare import plots, runs, tables
 
-    form = tables.form(kind, output)
+    form = tables.formatter(kind, output)
     if figure:
-        plots.check(figure)
+        plots.check_suffix(figure)
     found = comparing.compare(*runs.read(sources, uri, say), say)
     if figure:
         plots.draw(found, figure)

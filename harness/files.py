@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
@@ -11,12 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import filelock
+
 from harness.errors import UserError
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends well, and is removed when it does not.
+    """A temporary path beside `path`: renamed to `path` if the block succeeds, removed if it fails.
 
     Raises UserError naming the path where the disk is full or the folder cannot be written.
     """
@@ -36,27 +37,35 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 def sweep(folder: Path) -> None:
-    """Removes what processes that were killed while writing left half-written in a folder that is ours alone."""
+    """Removes temporary files that killed processes left in a folder. No other process may be writing there."""
     for temporary in folder.rglob(".*.tmp*"):
         temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def lock(path: Path, wait: bool = False) -> Iterator[None]:
-    """Holds a lock file for this process; it goes with the process, however that ends.
+    """Holds a lock file for this process; the system releases it when the process ends, in whatever way.
 
-    Raises UserError where the folder cannot be written, BlockingIOError where another holds it and `wait` is off.
+    The lock is flock(2), also on network file systems that support it. Where a file system has no flock, filelock warns
+    and takes the existence of the file as the lock: one that a killed process left is then removed by the next process
+    on the same host, but has to be deleted by hand for a process on another host.
+
+    Raises UserError where the folder cannot be written, BlockingIOError where another process holds the lock and `wait`
+    is false.
     """
+    # Not thread-local: a generator that holds the lock may be closed by another thread.
+    held = filelock.FileLock(path, timeout=-1 if wait else 0, thread_local=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        held.acquire()
+    except filelock.Timeout:
+        raise BlockingIOError(f"another process holds {path}") from None
     except OSError as error:
         raise UserError(f"cannot write to {path.parent}: {error.strerror}") from None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
     finally:
-        os.close(descriptor)
+        held.release()
 
 
 def write(path: Path, content: bytes | str) -> None:

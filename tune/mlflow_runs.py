@@ -64,4 +64,4 @@ def close_running(plan: Plan, outcomes: Mapping[Path, str], echo: Callable[[str]
     trials = run_folders.find(plan.trials_folder)
     for path in [plan.default_folder, *trials, *plan.folder.glob("repeated/*")]:
         statuses.setdefault(path, "KILLED" if run_folder.result(path) is None else "FINISHED")
-    tracking.settle(plan.base.tracking.uri, statuses, echo)
+    tracking.set_final_status(plan.base.tracking.uri, statuses, echo)

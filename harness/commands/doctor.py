@@ -1,4 +1,4 @@
-"""`ddad doctor`: what works on this machine, in words; everything is tried, not looked up."""
+"""`ddad doctor`: says what works on this machine. It tries everything."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PACKAGES = ("torch", "torchvision", "accelerate", "deepspeed", "timm", "segmenta
 
 
 def examine() -> dict[str, str]:
-    """{what: how it is}, a sentence each."""
+    """{name of a part: one sentence on whether it works}."""
     checks: dict[str, Callable[[], str]] = {
         "python": platform.python_version,
         "packages": _packages,
@@ -28,16 +28,16 @@ def examine() -> dict[str, str]:
         "gloo": lambda: _process_group("gloo"),
         "nccl": _nccl,
         "deepspeed": _deepspeed,
-        "mlflow": lambda: tracking.check("sqlite:///mlflow.db"),
+        "mlflow": lambda: tracking.describe("sqlite:///mlflow.db"),
     }
-    return {name: _guarded(check) for name, check in checks.items()}
+    return {name: _try(check) for name, check in checks.items()}
 
 
-def _guarded(check: Callable[[], str]) -> str:
+def _try(check: Callable[[], str]) -> str:
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # imports that print would spoil --json
             return check()
-    except Exception as error:  # whatever is broken here is what a doctor is asked for
+    except Exception as error:  # to report any failure is the purpose of this command
         return f"does not work: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
 
 
@@ -81,9 +81,9 @@ def _nccl() -> str:
 
 
 def _deepspeed() -> str:
-    """Imported in a process of its own: it writes to both outputs and compiles what it finds missing."""
+    """Imports it in a process of its own: it writes to both outputs and compiles missing parts."""
     program = "import deepspeed, transformers; print(deepspeed.__version__)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     if done.returncode:
         return f"does not work: {(done.stderr.strip() or 'no reason given').splitlines()[-1]}"
-    return f"imports, {done.stdout.split()[-1]}; no run uses it yet, and its kernels are compiled at first use"
+    return f"imports, {done.stdout.split()[-1]}; distributed.strategy=deepspeed uses it, its kernels are compiled then"

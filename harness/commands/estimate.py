@@ -1,83 +1,195 @@
-"""`--dry-run`: the resolved configuration, and what the run would cost here, from a few real turns."""
+"""`--dry-run`: the resolved configuration, and what the run would cost here, measured on a few real turns."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
+import math
 import resource
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import yaml
+from torch import Tensor
 
 from harness import config as config_module
 from harness import methods, resolve
 from harness.config import UNTRAINED, Config, Distributed
 from harness.distributed.runtime import Runtime
+from harness.methods.terms import weight_at, weights_of
 from harness.networks import layers, roles
 from harness.run import folder
-from harness.training import machine
 from harness.training.inversion import num_steps
+from harness.training.machine import Machine
+from harness.training.pool import Pool
+
+REPEATS = 5
+"""Rounds that are timed, after one to warm up; the median counts. Slow rounds are timed less often."""
+
+TIME_LIMIT = 10.0
+"""Seconds after which no further round is timed."""
+
+PLAYED_STEPS = 3
+"""Image steps that are played of a batch that takes many."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run costs on one process of this machine."""
+
+    round_seconds: float
+    """Mean over the rounds of the run."""
+    warmup_seconds: float
+    """All turns of the generator's warm-up, before the first round."""
+    memory: float
+    """Peak bytes: of the device where it is a GPU, else of this process."""
+    disk: int
+    """Bytes of the checkpoints that are kept and of the student."""
 
 
 def estimate(config: Config, output: Path | None, say: Callable[[str], None]) -> None:
-    """Prints the configuration and the estimates; writes nothing. An absent teacher is taken with random weights."""
+    """Prints the configuration and the estimates; writes nothing. Random weights replace an absent teacher.
+
+    Raises UserError where a round cannot be played, for example because the data is missing.
+    """
     say(yaml.safe_dump(config_module.to_dict(config), sort_keys=False))
-    turns = methods.find(config.method, config.variant)[0].turns(config)
     say(f"run folder   {output or folder.default(config)}")
-    if turns[0].kind == "supervised":
-        return
-    present = config.teacher.checkpoint == UNTRAINED or Path(str(config.teacher.checkpoint)).exists()
-    if not present:
-        say(f"teacher      {config.teacher.checkpoint} is not there yet; estimated with random weights")
-    teacher = roles.teacher(config if present else resolve.untrained(config), say)
-    one_step = dataclasses.replace(config.inversion, steps=1)
-    # On one process, whatever the run asks for.
-    alone = dataclasses.replace(config, distributed=Distributed(), inversion=one_step)
-    built = machine.Machine(alone, Runtime(alone), turns, teacher)
-    times = {turn: _seconds(built, turns.index(turn)) for turn in dict.fromkeys(turns)}
-    seconds = sum(times[turn] * (num_steps(config) if turn.source in methods.INVERTED else 1) for turn in turns)
-    say(f"teacher      {config.teacher.network}, {layers.num_parameters(teacher):,} parameters")
+    built = build(config, say)
+    found = measure(built, config)
+    if built.teacher:
+        say(f"teacher      {config.teacher.network}, {layers.num_parameters(built.teacher.module):,} parameters")
     for name, player in built.players.items():
-        pixels = name == "generator" and any(turn.source == "pixels" for turn in turns)
+        pixels = name == "generator" and any(turn.source == "pixels" for turn in built.turns)
         network = "pixels of a batch" if pixels else getattr(config, name).network
         say(f"{name:13}{network}, {layers.num_parameters(player.module):,} parameters")
     if pool := built.sources.pool:
         size = pool.capacity * pool.batch_bytes / 2**20
         say(f"pool         {pool.capacity} batches, {size:,.3g} MiB, in the memory and in each checkpoint")
-    total = _duration(config.rounds * seconds)
-    say(f"time         {config.rounds} rounds of {seconds:.3g} s: {total}, and the evaluation")
-    say(f"memory       {_peak_memory() / 2**20:,.0f} MiB at its peak")
-    say(f"disk         {_disk(built) / 2**20:,.0f} MiB for {config.checkpoint.keep} checkpoints and the student")
+    total = _duration(config.rounds * found.round_seconds + found.warmup_seconds)
+    processes = " on one process" if (config.distributed.world_size or 1) > 1 else ""
+    say(f"time         {config.rounds} rounds of {found.round_seconds:.3g} s{processes}: {total}, and the evaluation")
+    say(f"memory       {found.memory / 2**20:,.0f} MiB at its peak")
+    say(f"disk         {found.disk / 2**20:,.0f} MiB for {config.checkpoint.keep} checkpoints and the student")
 
 
-def _seconds(built: machine.Machine, turn_index: int) -> float:
-    """The time of a turn after one to warm up."""
-    for _ in range(2):
-        began = time.perf_counter()
-        built.play(0, turn_index)
-        built.health.verify()  # waits for the device
-        seconds = time.perf_counter() - began
-    return seconds
+def build(config: Config, say: Callable[[str], None]) -> Machine:
+    """The machine of a run on this process, with at most PLAYED_STEPS image steps a batch."""
+    method, _ = methods.find(config.method, config.variant)
+    teacher = None
+    if method.has_teacher:
+        present = config.teacher.checkpoint == UNTRAINED or Path(str(config.teacher.checkpoint)).exists()
+        if not present:
+            first = "; the run trains it first, which is not in the time below" if config.teach.automatic else ""
+            say(f"teacher      {config.teacher.checkpoint} is not there yet; estimated with random weights{first}")
+        teacher = roles.teacher(config if present else resolve.untrained(config), say)
+    steps = min(PLAYED_STEPS, num_steps(config))
+    few_steps = dataclasses.replace(config.inversion, steps=steps, rounds=1)
+    one_process = dataclasses.replace(config, distributed=Distributed(), inversion=few_steps)
+    return Machine(one_process, Runtime(one_process), method.turns(config), teacher)
 
 
-def _peak_memory() -> float:
-    """Bytes: of the device where there is one, else of this process."""
+def measure(built: Machine, config: Config) -> Estimate:
+    """The costs of the run of `config`, from rounds of its machine; the machine's networks are trained meanwhile."""
+    _round_seconds(built, config, 0)  # to warm up
+    total = 0.0
+    for count, index in _phases(config):
+        total += count * _median(functools.partial(_round_seconds, built, config, index))
+    return Estimate(total / config.rounds, _warmup_seconds(built), _memory(built), _disk(built))
+
+
+def _warmup_seconds(built: Machine) -> float:
+    """Seconds of all turns of the generator's warm-up (`Machine.warm_up`)."""
+    count = built.config.generator.warmup
+    turns = [index for index, turn in enumerate(built.turns) if turn.kind == "generator"]
+    return count * _median(functools.partial(_turn_seconds, built, -1, turns[0])) if count and turns else 0.0
+
+
+def _phases(config: Config) -> list[tuple[int, int]]:
+    """The rounds of a run by the terms they compute, since weights may be switched on or off along the run.
+
+    Of each kind: how many rounds there are, and the index of one of them.
+    """
+    student = {"student attention": config.student.attention, "student features": config.student.features}
+    schedules = [*vars(config.weights).values(), *student.values()]
+    starts = {start for weight in schedules if isinstance(weight, list) for start, _ in weight}
+    starts |= {0, config.adversarial_after * config.rounds, config.rounds}
+    bounds = sorted({math.ceil(start) for start in starts if start <= config.rounds})
+    found: dict[frozenset[str], tuple[int, int]] = {}
+    for first, end in itertools.pairwise(bounds):
+        weights = weights_of(config, first) | {name: weight_at(weight, first) for name, weight in student.items()}
+        active = frozenset(name for name, weight in weights.items() if weight)
+        count, _ = found.get(active, (0, 0))
+        found[active] = (count + end - first, (first + end) // 2)
+    return list(found.values())
+
+
+def _round_seconds(built: Machine, config: Config, round_index: int) -> float:
+    """Seconds of a round of `config`.
+
+    Equal turns that follow each other cost the same, except for the first, which may make images for the others. So at
+    most two of them are played. Image steps that are not played cost as much as those that are.
+    """
+    scale = num_steps(config) / num_steps(built.config)
+    total, start = 0.0, 0
+    for turn, equal in itertools.groupby(built.turns):
+        count = len(list(equal))
+        first = _turn_seconds(built, round_index, start)
+        others = (count - 1) * _turn_seconds(built, round_index, start + 1) if count > 1 else 0.0
+        total += (first + others) * (scale if turn.source in methods.INVERTED else 1.0)
+        start += count
+    return total
+
+
+def _turn_seconds(built: Machine, round_index: int, turn_index: int) -> float:
+    """Seconds of all micro-batches of a turn, to their end on the device."""
+    began = time.perf_counter()
+    for part in range(built.config.micro_batches):
+        built.play(round_index, turn_index, part)
+    built.health.verify()  # waits for the device
+    return time.perf_counter() - began
+
+
+def _median(measure_once: Callable[[], float]) -> float:
+    """The median of up to REPEATS measurements; fewer where they take long."""
+    began, found = time.perf_counter(), [measure_once()]
+    while len(found) < REPEATS and time.perf_counter() - began < TIME_LIMIT:
+        found.append(measure_once())
+    return statistics.median(found)
+
+
+def _memory(built: Machine) -> float:
+    """Peak bytes of the run; `measure` has played rounds of it before."""
     if torch.cuda.is_available():
         return float(torch.cuda.max_memory_allocated())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
-
-
-def _disk(built: machine.Machine) -> int:
-    """Bytes of checkpoints and the student: weights, and the optimisers' one or two values a weight."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
     pool = built.sources.pool
-    total = pool.capacity * pool.batch_bytes * built.config.checkpoint.keep if pool else 0
-    for name, player in built.players.items():
-        size = sum(value.numel() * value.element_size() for value in player.module.state_dict().values())
-        moments = 2 if player.settings.optimizer == "adam" else 1
-        total += size * (1 + moments) * built.config.checkpoint.keep + (size if name == "student" else 0)
-    return total
+    # Memory that nothing was written to yet is not counted by the system: of the pool only what is filled is.
+    return peak + ((_num_pooled(pool) - pool.filled) * pool.batch_bytes if pool else 0)
+
+
+def _num_pooled(pool: Pool) -> int:
+    """Batches in the pool at the end of the run."""
+    return min(pool.capacity, pool.config.rounds * len(pool.fresh))
+
+
+def _disk(built: Machine) -> int:
+    """Bytes of checkpoints and the student: what `harness.training.checkpoint` would write now, and a full pool."""
+    pool = built.sources.pool
+    checkpoint = _num_pooled(pool) * pool.batch_bytes if pool else 0
+    for player in built.players.values():
+        average = player.average.tensors() if player.average else {}
+        for tensors in (player.engine.weights(), player.engine.moments(), average):
+            checkpoint += _num_bytes(tensors.values())
+    return built.config.checkpoint.keep * checkpoint + _num_bytes(built.student.module.state_dict().values())
+
+
+def _num_bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _duration(seconds: float) -> str:

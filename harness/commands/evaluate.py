@@ -1,4 +1,4 @@
-"""`ddad evaluate`: a run scored again from its folder alone, or any network on a data set."""
+"""`ddad evaluate`: scores a finished run again from its folder, or any network on a data set."""
 
 from __future__ import annotations
 
@@ -34,12 +34,14 @@ def of_run(
     """
     recorded, records = folder.read_config(run)
     recorded = dataclasses.replace(recorded, distributed=Distributed())  # scored here, on one process
-    settings = _located(config.build(merge(config.to_dict(recorded), merge(nest(given), over or {}))), records)
+    settings = _with_recorded_paths(
+        config.build(merge(config.to_dict(recorded), merge(nest(given), over or {}))), records
+    )
     student, _ = load_student(run)
     needed = {role: record for role, record in records.items() if role != "student.start"}
-    missing = [problem for role, record in needed.items() if (problem := _problem(role, record))]
+    missing = [problem for role, record in needed.items() if (problem := _file_problem(role, record))]
     for problem in missing:
-        warn(f"{problem}: the student is scored alone")
+        warn(f"{problem}: only the student is scored")
     runtime = Runtime(settings)
     has_teacher = find(settings.method, settings.variant)[0].has_teacher and not missing
     teacher = runtime.prepare_frozen(roles.teacher(settings, warn)) if has_teacher else None
@@ -83,7 +85,7 @@ def of_network(
 
 
 def table(found: Mapping[str, Any]) -> list[str]:
-    """The scalar figures of an evaluation, a line each."""
+    """The scalar figures of an evaluation, one on each line."""
     lines = []
     for key, value in found.items():
         if isinstance(value, Mapping):
@@ -96,7 +98,7 @@ def table(found: Mapping[str, Any]) -> list[str]:
 
 
 def _generate(run: Path, settings: Config, runtime: Runtime) -> Callable[[int, int], Tensor]:
-    """The images the run's last generator invents: generate(batch size, index of the batch)."""
+    """The images of the run's last generator: generate(batch size, index of the batch)."""
     turns = find(settings.method, settings.variant)[0].turns(settings)
     machine = Machine(settings, runtime, turns, roles.teacher(settings), folder.structure(run))
     if checkpoint.restore(run / "checkpoints", machine.players, take=machine.sources.take) is None:
@@ -117,8 +119,8 @@ def _settings(name: str, data: str, given: Overlay) -> Config:
     return config.build(merge(overlay, {"teacher": {"network": name, "checkpoint": UNTRAINED}}))
 
 
-def _located(settings: Config, records: Mapping[str, Mapping[str, Any]]) -> Config:
-    """The settings with files where the run found them: paths in config.yaml are meant from where it was started."""
+def _with_recorded_paths(settings: Config, records: Mapping[str, Mapping[str, Any]]) -> Config:
+    """The settings with absolute paths: those in config.yaml are relative to the folder where the run was started."""
     names = {
         role: own_file.located(getattr(settings, role).network, records.get(f"{role}.network"))
         for role in ("teacher", "student")
@@ -130,8 +132,8 @@ def _located(settings: Config, records: Mapping[str, Mapping[str, Any]]) -> Conf
     return dataclasses.replace(settings, teacher=teacher, student=student)
 
 
-def _problem(role: str, record: Mapping[str, Any]) -> str | None:
-    """What is wrong with a file that a run depends on, or None."""
+def _file_problem(role: str, record: Mapping[str, Any]) -> str | None:
+    """What is wrong with a file on which a run depends, or None."""
     path = Path(record["path"])
     if not path.exists():
         return f"{role} {path} is not there any more"

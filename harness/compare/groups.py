@@ -14,17 +14,17 @@ from typing import Any
 
 from harness import config as config_module
 from harness import task as tasks
-from harness.compare.runs import AGREEMENT, GENERATED, LESSON, NO_TEACHER, SECONDS, TEACHER, Objective, Run
+from harness.compare.runs import AGREEMENT, GENERATED, NO_TEACHER, SECONDS, TEACHER, TEACHING, Objective, Run
 from harness.errors import UserError
 
 
 @dataclass(frozen=True)
 class Spread:
-    """A figure over seeds."""
+    """A score over seeds: mean and standard deviation."""
 
     mean: float
     deviation: float | None
-    """The standard deviation with n - 1 below the line; None for a single value."""
+    """The standard deviation with n - 1 in the denominator; None for a single value."""
     count: int
 
 
@@ -36,12 +36,12 @@ class Row:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The configuration that all have, but for the seed."""
+        """The configuration of all these runs, except for the seed."""
         return self.runs[0].config
 
     @property
     def teacher(self) -> float | None:
-        """The teacher's score, where there is one: the same for all, who had the same teacher."""
+        """The teacher's score, the same for all these runs; None where there is none."""
         return self.runs[0].scores.get(TEACHER)
 
     def spread(self, score: str) -> Spread | None:
@@ -58,16 +58,16 @@ class Comparison:
     """What a table and a figure show."""
 
     primary: str
-    """The score a run is judged by: the task's primary metric, or agreement where there is none."""
+    """The score by which runs are compared: the task's primary metric, or agreement where there is none."""
     shared: dict[str, Any]
-    """The fields that all rows have alike, the seed left out."""
+    """The fields that are equal in all rows, without the seed."""
     differing: list[str]
-    """The paths at which rows differ."""
+    """The paths of the fields that differ between rows."""
     scores: list[str]
     """The scores that some run has, in the order of columns."""
     rows: list[Row]
     trials: list[Run]
-    """The trials of sweeps, those that were stopped early among them."""
+    """The trials of sweeps, including those that were stopped early."""
     objective: Objective | None = None
     """Where there is a sweep."""
 
@@ -77,7 +77,7 @@ def compare(runs: Sequence[Run], objective: Objective | None, warn: Callable[[st
 
     Of runs with the same configuration and seed the last counts. Raises UserError where tasks differ.
     """
-    whole = [run for run in runs if run.flaw is None]
+    whole = [run for run in runs if run.excluded is None]
     first = whole[0]
     for run in whole:
         if run.config["task"] != first.config["task"]:
@@ -91,8 +91,8 @@ def compare(runs: Sequence[Run], objective: Objective | None, warn: Callable[[st
         group[run.seed] = run
     rows = [Row([group[seed] for seed in sorted(group)]) for group in groups.values()]
     task = tasks.load(first.config["task"])
-    judged = [objective.score] if objective else []
-    scores = dict.fromkeys([*judged, *task.reported_metrics, AGREEMENT, GENERATED, TEACHER, SECONDS])
+    objectives = [objective.score] if objective else []
+    scores = dict.fromkeys([*objectives, *task.reported_metrics, AGREEMENT, GENERATED, TEACHER, SECONDS])
     present = [score for score in scores if any(score in run.scores for run in whole)]
     fallback = AGREEMENT if AGREEMENT in present else GENERATED
     primary = task.primary_metric if task.primary_metric in present else fallback
@@ -100,7 +100,7 @@ def compare(runs: Sequence[Run], objective: Objective | None, warn: Callable[[st
         rows.sort(key=lambda row: spread.mean if (spread := row.spread(objective.score)) else -1.0, reverse=True)
     paths = differing(whole)
     shared = {path: value for path, value in first.config.items() if path not in ("seed", *paths)}
-    trials = [run for run in runs if run.sweep and run.flaw not in (NO_TEACHER, LESSON)]
+    trials = [run for run in runs if run.sweep and run.excluded not in (NO_TEACHER, TEACHING)]
     return Comparison(primary, shared, paths, present, rows, trials, objective)
 
 

@@ -18,15 +18,15 @@ from harness.compare import tables
 from harness.compare.groups import Comparison, differing
 from harness.compare.runs import AGREEMENT, GENERATED, Run
 from harness.errors import UserError
+from harness.run.palette import COLOURS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#7f7f7f")
-"""Okabe and Ito's, which colour-blind readers can tell apart; more rows than these are coloured by their score."""
+SCALE, SCALE_START = "viridis_r", 0.12
+"""The scale of scores where there are more rows than colours: green is low, dark is high, so that the best stand out.
 
-SCALE, PALE = "viridis_r", 0.12
-"""Green is low, dark is high: the best stand out on white. The scale begins with yellow; that is left out."""
+Its first part, which is yellow, is left out: it is hard to see on white."""
 
 LOG_SPAN = 10.0
 """A coordinate of positive numbers that span more than this factor is logarithmic."""
@@ -44,14 +44,14 @@ NUM_TICKS = 5
 """Numbers beside a coordinate."""
 
 
-def check(path: Path) -> None:
-    """UserError where no figure can be written under that name, before anything is read."""
+def check_suffix(path: Path) -> None:
+    """Raises UserError if no figure can be written to a file of that suffix."""
     if path.suffix.lower() not in ENDINGS:
         raise UserError(f"--figure {path}: expected a file that ends in {' or '.join(ENDINGS)}")
 
 
 def draw(comparison: Comparison, path: Path) -> None:
-    """Writes the figure; UserError where that cannot be done."""
+    """Writes the figure. Raises UserError if matplotlib or the folder is missing."""
     try:
         from matplotlib.figure import Figure
         from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -72,15 +72,15 @@ def draw(comparison: Comparison, path: Path) -> None:
 
 
 def _curves(part: Any, comparison: Comparison, names: Sequence[str]) -> None:
-    """Two panels: the score by round and by seconds; each run thin, the mean over a row's seeds bold."""
+    """Two panels: the score by round and by seconds; a thin line for each run, a bold one for the mean over seeds."""
     panels = part.subplots(1, 2, sharey=True)
     colours = _colours(comparison, part, panels) if not names else COLOURS
     for row, colour in zip(comparison.rows, colours, strict=False):
         curves = [_points(run, comparison.primary) for run in row.runs]
-        for axes, place in zip(panels, (0, 1), strict=True):
+        for axes, column in zip(panels, (0, 1), strict=True):
             for curve in curves if len(curves) > 1 else []:
-                _line(axes, curve, place, color=colour, lw=0.7, alpha=0.45, ms=2)
-            _line(axes, _mean(curves), place, color=colour, lw=1.8, ms=4)
+                _line(axes, curve, column, color=colour, lw=0.7, alpha=0.45, ms=2)
+            _line(axes, _mean(curves), column, color=colour, lw=1.8, ms=4)
     teachers = {row.teacher for row in comparison.rows if row.teacher is not None}
     for axes, unit in zip(panels, ("round", "seconds of wall time"), strict=True):
         axes.set_xlabel(unit, fontsize=9)
@@ -102,10 +102,10 @@ def _curves(part: Any, comparison: Comparison, names: Sequence[str]) -> None:
 
 
 def _title(comparison: Comparison, teacher: bool) -> str:
-    told = [str(comparison.shared[path]) for path in ("recipe", "method") if path in comparison.shared]
+    parts_of_title = [str(comparison.shared[path]) for path in ("recipe", "method") if path in comparison.shared]
     if any(len(row.runs) > 1 for row in comparison.rows):
-        told.append("thin: each seed, bold: their mean")
-    return ", ".join([*told, *(["dashed: the teacher"] if teacher else [])])
+        parts_of_title.append("thin: each seed, bold: their mean")
+    return ", ".join([*parts_of_title, *(["dashed: the teacher"] if teacher else [])])
 
 
 Point = tuple[float, float, float]
@@ -117,33 +117,33 @@ def _points(run: Run, score: str) -> list[Point]:
 
 
 def _mean(curves: Sequence[Sequence[Point]]) -> list[Point]:
-    """The mean at the rounds that all runs were evaluated at, of the seconds too."""
+    """The mean score and the mean seconds at the rounds at which all runs were evaluated."""
     found = [{point[0]: point for point in curve} for curve in curves]
     common = [number for number in sorted(found[0]) if all(number in points for points in found)]
     at = [[points[number] for points in found] for number in common]
     return [(points[0][0], fmean(point[1] for point in points), fmean(point[2] for point in points)) for points in at]
 
 
-def _line(axes: Axes, points: Sequence[Point], place: int, **style: Any) -> None:
-    axes.plot([point[place] for point in points], [point[2] for point in points], marker="o", **style)
+def _line(axes: Axes, points: Sequence[Point], column: int, **style: Any) -> None:
+    axes.plot([point[column] for point in points], [point[2] for point in points], marker="o", **style)
 
 
 def _colours(comparison: Comparison, part: Any, panels: Any) -> list[Any]:
-    """A colour a row by its score, with a scale beside the panels."""
+    """A colour for each row by its score, with a scale beside the panels."""
     spreads = [row.spread(comparison.primary) for row in comparison.rows]
     values = [100 * spread.mean if spread else math.nan for spread in spreads]
     return _scale(part, panels, values, f"final {comparison.primary.replace('_', ' ')}, %")
 
 
 def _scale(part: Any, panels: Any, values: Sequence[float], name: str) -> list[Any]:
-    """Colours on a scale that is drawn beside the panels; grey for what is no number."""
+    """Colours on a scale that is drawn beside the panels; grey for nan."""
     import matplotlib as mpl
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LinearSegmentedColormap, Normalize
 
     known = [value for value in values if math.isfinite(value)]
     norm = Normalize(min(known, default=0), max(known, default=1))
-    shades = LinearSegmentedColormap.from_list("", mpl.colormaps[SCALE](np.linspace(PALE, 1, 256)))
+    shades = LinearSegmentedColormap.from_list("", mpl.colormaps[SCALE](np.linspace(SCALE_START, 1, 256)))
     bar = part.colorbar(ScalarMappable(norm, shades), ax=panels, pad=0.02, aspect=30)
     bar.set_label(name, fontsize=9)
     bar.ax.tick_params(labelsize=8)
@@ -156,26 +156,26 @@ class _Coordinate:
 
     name: str
     heights: list[float]
-    """Where each trial crosses it; nan where it does not."""
+    """The height at which each trial crosses it; nan if it does not."""
     ticks: list[tuple[float, str]]
 
 
 def _coordinates(part: Any, comparison: Comparison) -> None:
-    """A comparison's trials: what they differ in and what came of it."""
+    """A comparison's trials: the fields that differ, and the scores."""
     trials = comparison.trials
-    judged_by = comparison.objective.score if comparison.objective else comparison.primary
-    wanted = dict.fromkeys((judged_by, comparison.primary, AGREEMENT, GENERATED))
+    objective = comparison.objective.score if comparison.objective else comparison.primary
+    wanted = dict.fromkeys((objective, comparison.primary, AGREEMENT, GENERATED))
     scores = [score for score in wanted if any(score in trial.scores for trial in trials)][:2]
     columns = {path: [trial.config.get(path) for trial in trials] for path in differing(trials)}
     shares = {tables.heading(comparison, score): [100 * trial.scores.get(score, math.nan) for trial in trials]
               for score in scores}  # fmt: skip
-    _parallel(part, columns, shares, [trial.flaw is not None for trial in trials])
+    _parallel(part, columns, shares, [trial.excluded is not None for trial in trials])
 
 
 def draw_trials(
     columns: Mapping[str, Sequence[Any]], scores: Mapping[str, Sequence[float]], stopped: Sequence[bool], path: Path
 ) -> None:
-    """Writes parallel coordinates of trials alone; the arguments are columns of as many values as there are trials.
+    """Writes only the parallel coordinates of trials; each column has one value for each trial.
 
     `scores` are percentages, nan where there is none; the first of them gives a line its colour.
     """
@@ -190,21 +190,21 @@ def draw_trials(
 def _parallel(
     part: Any, columns: Mapping[str, Sequence[Any]], scores: Mapping[str, Sequence[float]], stopped: Sequence[bool]
 ) -> None:
-    """A line a trial through its values and its scores, dotted where it was stopped, coloured by the first score."""
+    """A line for each trial through its values and scores, dotted if it was stopped, coloured by the first score."""
     coordinates = [_coordinate(name, values) for name, values in {**columns, **scores}.items()]
     axes = part.subplots()
-    name, judged = next(iter(scores.items()))
-    colours = _scale(part, axes, judged, name)
-    for index in sorted(range(len(judged)), key=lambda index: (math.isfinite(judged[index]), judged[index])):
+    name, values = next(iter(scores.items()))
+    colours = _scale(part, axes, values, name)
+    for index in sorted(range(len(values)), key=lambda index: (math.isfinite(values[index]), values[index])):
         heights = [coordinate.heights[index] for coordinate in coordinates]
         style = {"lw": 1, "ls": ":"} if stopped[index] else {"lw": 1.7, "ls": "-"}
         axes.plot(heights, color=colours[index], **style)
-    for place, coordinate in enumerate(coordinates):
-        axes.axvline(place, color="0.2", lw=0.8, zorder=3)
+    for index, coordinate in enumerate(coordinates):
+        axes.axvline(index, color="0.2", lw=0.8, zorder=3)
         for height, text in coordinate.ticks:
             box = {"boxstyle": "square,pad=0.1", "fc": "white", "ec": "none", "alpha": 0.75}
             where = {"xytext": (3, 0), "textcoords": "offset points", "va": "center", "zorder": 4}
-            axes.annotate(text, (place, height), fontsize=7.5, bbox=box, **where)
+            axes.annotate(text, (index, height), fontsize=7.5, bbox=box, **where)
     names = [coordinate.name.replace(".", ".\n").replace(" (", "\n(") for coordinate in coordinates]
     axes.set_xticks(range(len(coordinates)), names)
     axes.tick_params(axis="x", labelsize=8, length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
@@ -213,15 +213,15 @@ def _parallel(
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
     dotted = f", dotted: {sum(stopped)} that did not finish" if any(stopped) else ""
-    part.suptitle(f"{len(judged)} trials{dotted}", fontsize=10)
+    part.suptitle(f"{len(values)} trials{dotted}", fontsize=10)
 
 
 def _coordinate(name: str, values: Sequence[Any]) -> _Coordinate:
-    """Numbers from their least to their greatest, logarithmic where they span much; else each value in its place."""
+    """Numbers from their least to their greatest, logarithmic where they span much; else one height for each value."""
     if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         texts = [tables.value(value) for value in values]
-        places = {text: place for place, text in enumerate(sorted(set(texts)))}
-        shares = {text: (place + 0.5) / len(places) for text, place in places.items()}
+        positions = {text: position for position, text in enumerate(sorted(set(texts)))}
+        shares = {text: (position + 0.5) / len(positions) for text, position in positions.items()}
         return _Coordinate(
             name, [shares[text] for text in texts], [(share, _cut(text)) for text, share in shares.items()]
         )
@@ -234,10 +234,10 @@ def _coordinate(name: str, values: Sequence[Any]) -> _Coordinate:
     warp, back = (math.log, math.exp) if logarithmic else (float, float)
     reach = warp(high) - warp(low)
     even = [back(warp(low) + reach * step / (NUM_TICKS - 1)) for step in range(NUM_TICKS)]
-    place = {number: (warp(number) - warp(low)) / reach for number in (*known, *even)}
-    apart = min(place[b] - place[a] for a, b in itertools.pairwise(known)) >= TICK_HEIGHT
-    ticks = [(place[number], f"{number:.3g}") for number in (known if apart and len(known) <= NUM_TICKS else even)]
-    return _Coordinate(name, [place.get(value, math.nan) for value in values], ticks)
+    height = {number: (warp(number) - warp(low)) / reach for number in (*known, *even)}
+    apart = min(height[b] - height[a] for a, b in itertools.pairwise(known)) >= TICK_HEIGHT
+    ticks = [(height[number], f"{number:.3g}") for number in (known if apart and len(known) <= NUM_TICKS else even)]
+    return _Coordinate(name, [height.get(value, math.nan) for value in values], ticks)
 
 
 def _cut(text: str) -> str:

@@ -18,10 +18,10 @@ from harness.errors import UserError
 from harness.run import folder, metrics
 
 MLFLOW = "mlflow:"
-"""What the name of an MLflow experiment is preceded by, where a folder may stand too."""
+"""The prefix of an MLflow experiment's name, where a folder can be given too."""
 
-UNFINISHED, NO_TEACHER, LESSON = "not finished", "of an untrained teacher", "the lesson of a teacher"
-"""Why a run is left out of an experiment; the first two refuse one that was named by itself."""
+UNFINISHED, NO_TEACHER, TEACHING = "not finished", "of an untrained teacher", "the training of a teacher"
+"""Why a run is excluded from an experiment or a sweep; the first two are errors for a run that the user names."""
 
 REFUSALS = {
     UNFINISHED: "is not finished: the command that began it goes on from where it stopped; or leave it out",
@@ -38,30 +38,30 @@ TEACHER, SECONDS = "teacher", "seconds"
 
 @dataclass(frozen=True)
 class Run:
-    """A run as it is compared."""
+    """A run to compare."""
 
     name: str
     """The run folder, or the name of the MLflow run."""
     config: dict[str, Any]
     """The fields that determine the result, by dotted path; those that are null are left out."""
     scores: dict[str, float] = field(default_factory=dict)
-    """The final figures that there are: the task's reported metrics of the student, the names above, and what a sweep
-    judged by. Of a run that did not finish, those of its last evaluation."""
+    """Final scores by name: the task's reported metrics of the student, the names above, and a sweep's objective. Of a
+    run that did not finish, those of its last evaluation."""
     curve: list[dict[str, float]] = field(default_factory=list)
-    """Evaluations in order of rounds: "round", "seconds", and what was scored, by the names above."""
-    flaw: str | None = None
-    """Why it cannot be compared, one of the above; of a sweep's trial that did not finish, what became of it."""
+    """Evaluations in order of rounds: "round", "seconds", and the scores by the names above."""
+    excluded: str | None = None
+    """Why it is excluded, one of the above; for a sweep's trial that did not finish, its outcome; None: it is not."""
     sweep: str | None = None
-    """The sweep it is a trial of."""
+    """The sweep of which it is a trial."""
 
     @property
     def seed(self) -> int:
-        """The run's own; the teacher's is in the configuration."""
+        """The run's own seed; the teacher's is in the configuration."""
         return int(self.config["seed"])
 
     @property
     def key(self) -> str:
-        """Equal for runs that differ in their seeds alone."""
+        """Equal for runs that differ only in their seeds."""
         return json.dumps({path: value for path, value in self.config.items() if path != "seed"}, sort_keys=True)
 
 
@@ -71,8 +71,8 @@ class Objective:
 
     score: str
     """One of its trials' scores."""
-    words: str
-    """The same for people, with its standing."""
+    text: str
+    """Its description for people, which says whether it needed real data."""
 
 
 def read(sources: Sequence[str], uri: str, warn: Callable[[str], None]) -> tuple[list[Run], Objective | None]:
@@ -94,14 +94,14 @@ def read(sources: Sequence[str], uri: str, warn: Callable[[str], None]) -> tuple
             found, objective = of_sweep(path)
         else:
             run = of_folder(path)
-            if run.flaw:
-                raise UserError(f"{path} {REFUSALS[run.flaw]}")
+            if run.excluded:
+                raise UserError(f"{path} {REFUSALS[run.excluded]}")
             runs.append(run)
             continue
-        _account(source, found, warn)
+        _report_excluded(source, found, warn)
         runs += found
         objectives |= {objective} if objective else set()
-    return runs, _one(objectives)
+    return runs, _only_objective(objectives)
 
 
 def of_folder(path: Path, sweep: str | None = None) -> Run:
@@ -109,14 +109,14 @@ def of_folder(path: Path, sweep: str | None = None) -> Run:
     if not path.is_dir():
         raise UserError(f"{path}: there is no such folder; expected a run, a sweep or {MLFLOW}EXPERIMENT")
     config, records = folder.read_config(path)
-    flat = _determining(config_module.flat(config))
+    flat = _result_fields(config_module.flat(config))
     for role, record in records.items():  # the same file is the same file wherever it lies
         flat[role] = f"{Path(flat[role]).name} ({record['sha256'][:8]})"
     if config.teacher.checkpoint == UNTRAINED and methods.find(config.method, config.variant)[0].has_teacher:
-        return Run(str(path), flat, flaw=NO_TEACHER, sweep=sweep)
+        return Run(str(path), flat, excluded=NO_TEACHER, sweep=sweep)
     result = folder.result(path)
     if result is None and sweep is None:
-        return Run(str(path), flat, flaw=UNFINISHED)
+        return Run(str(path), flat, excluded=UNFINISHED)
     curve = _evaluations(metrics.read(path / "metrics.jsonl"), config.data.name)
     last = {name: value for name, value in curve[-1].items() if name not in ("round", "seconds")} if curve else {}
     if result is None:
@@ -148,8 +148,8 @@ def of_sweep(path: Path) -> tuple[list[Run], Objective]:
     except (OSError, ValueError, TypeError, KeyError):
         raise UserError(f"{path} is no readable sweep (sweep.json, trials.json): name its run folders") from None
     runs = [of_folder(folder, str(path)) for folder in outcomes if (folder / "config.yaml").exists()]
-    unfinished = {run.name: outcomes[Path(run.name)] for run in runs if run.flaw == UNFINISHED}
-    return [dataclasses.replace(run, flaw=unfinished.get(run.name, run.flaw)) for run in runs], objective
+    unfinished = {run.name: outcomes[Path(run.name)] for run in runs if run.excluded == UNFINISHED}
+    return [dataclasses.replace(run, excluded=unfinished.get(run.name, run.excluded)) for run in runs], objective
 
 
 def of_experiment(name: str, uri: str) -> tuple[list[Run], Objective | None]:
@@ -157,7 +157,7 @@ def of_experiment(name: str, uri: str) -> tuple[list[Run], Objective | None]:
 
     What others logged there is passed over. UserError where there are sweeps of different objectives.
     """
-    records = tracking.recorded(uri, name)
+    records = tracking.read_runs(uri, name)
     sweeps = [record for record in records if record.tags.get("kind") == "sweep"]
     objectives = {
         Objective(
@@ -167,27 +167,27 @@ def of_experiment(name: str, uri: str) -> tuple[list[Run], Objective | None]:
         for record in sweeps
     }
     ours = [record for record in records if record.params.get("method") in methods.METHODS and record not in sweeps]
-    return [_of_record(record) for record in ours], _one(objectives)
+    return [_of_record(record) for record in ours], _only_objective(objectives)
 
 
-def _one(objectives: set[Objective]) -> Objective | None:
+def _only_objective(objectives: set[Objective]) -> Objective | None:
     if len(objectives) > 1:
-        words = ", ".join(sorted(objective.words for objective in objectives))
-        raise UserError(f"sweeps of different objectives ({words}): compare those of one")
+        texts = ", ".join(sorted(objective.text for objective in objectives))
+        raise UserError(f"sweeps of different objectives ({texts}): compare those of one")
     return next(iter(objectives), None)
 
 
-def _of_record(record: tracking.Recorded) -> Run:
+def _of_record(record: tracking.RunRecord) -> Run:
     """A run from MLflow, which holds no seconds: they are rounds over rounds per second, as of each evaluation."""
     defaults = config_module.flat(config_module.Config())
-    flat = _determining(defaults | {path: _value(text) for path, text in record.params.items()})
-    flaw = None
+    flat = _result_fields(defaults | {path: _value(text) for path, text in record.params.items()})
+    excluded = None
     if not methods.METHODS[flat["method"]].has_teacher:
-        flaw = LESSON
+        excluded = TEACHING
     elif flat["teacher.checkpoint"] == UNTRAINED:
-        flaw = NO_TEACHER
+        excluded = NO_TEACHER
     elif record.status != "FINISHED":
-        flaw = record.tags.get("outcome", UNFINISHED)
+        excluded = record.tags.get("outcome", UNFINISHED)
     speeds = dict(record.metrics.get("rounds_per_second", []))
     rows: dict[int, dict[str, Any]] = {step: {"round": step, "seconds": step / speed} for step, speed in speeds.items()}
     for metric, points in record.metrics.items():
@@ -197,7 +197,7 @@ def _of_record(record: tracking.Recorded) -> Run:
     curve = _evaluations(rows.values(), flat["data.name"])
     last = {name: value for name, value in curve[-1].items() if name != "round"} if curve else {}
     is_trial = "outcome" in record.tags  # a sweep's repetitions over seeds are children too, without an outcome
-    return Run(record.name, flat, last, curve, flaw, record.tags.get("mlflow.parentRunId") if is_trial else None)
+    return Run(record.name, flat, last, curve, excluded, record.tags.get("mlflow.parentRunId") if is_trial else None)
 
 
 def _evaluations(rows: Iterable[Mapping[str, Any]], data: str) -> list[dict[str, float]]:
@@ -219,7 +219,7 @@ def _score_name(metric: str) -> str:
     return metric.removeprefix(EVALUATION).removeprefix("student_")
 
 
-def _determining(flat: Mapping[str, Any]) -> dict[str, Any]:
+def _result_fields(flat: Mapping[str, Any]) -> dict[str, Any]:
     given = {path: value for path, value in flat.items() if value is not None}
     return {path: value for path, value in given.items() if not config_module.is_bookkeeping(path)}
 
@@ -232,11 +232,11 @@ def _value(text: str) -> Any:
         return text
 
 
-def _account(source: str, runs: Sequence[Run], warn: Callable[[str], None]) -> None:
+def _report_excluded(source: str, runs: Sequence[Run], warn: Callable[[str], None]) -> None:
     """Says how many runs are left out and why; UserError where none is left."""
-    flaws = Counter(run.flaw for run in runs if run.flaw)
-    reasons = ", ".join(f"{count} {flaw}" for flaw, count in flaws.items())
-    if not runs or flaws.total() == len(runs):
+    counts = Counter(run.excluded for run in runs if run.excluded)
+    reasons = ", ".join(f"{count} {excluded}" for excluded, count in counts.items())
+    if not runs or counts.total() == len(runs):
         raise UserError(f"{source} has no run to compare ({reasons or 'it is empty'}): finish one, or name another")
-    if flaws:
-        warn(f"{source}: {flaws.total()} of {len(runs)} runs are left out ({reasons})")
+    if counts:
+        warn(f"{source}: {counts.total()} of {len(runs)} runs are left out ({reasons})")

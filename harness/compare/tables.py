@@ -1,4 +1,4 @@
-"""A comparison as a table: for the terminal, in markdown, and as comma-separated values."""
+"""A comparison as a table: for the terminal, in markdown, and as comma-comma_separated values."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from harness.compare.markdown import pipe_table
 from harness.compare.runs import SECONDS, TEACHER
 from harness.errors import UserError, nearest
 
-UNBROKEN = 10_000
-"""Columns of a terminal that breaks no line."""
+UNLIMITED_WIDTH = 10_000
+"""Columns of a terminal that is never too narrow."""
 
-TOLD = (
+CAPTION_FIELDS = (
     "task",
     "recipe",
     "method",
@@ -31,11 +31,14 @@ TOLD = (
     "teacher.network",
     "student.network",
 )
-"""The fields that are told below a table where all rows have them alike."""
+"""The fields that the caption states if they are equal in all rows."""
 
 
-def form(name: str | None, output: Path | None) -> Callable[[Comparison], str]:
-    """The function that writes the table as `name` says, else as the file's ending does; UserError where none does."""
+def formatter(name: str | None, output: Path | None) -> Callable[[Comparison], str]:
+    """The function that writes a table in the format `name`, by default that of the file's suffix.
+
+    Raises UserError for an unknown format.
+    """
     name = name or (ENDINGS.get(output.suffix.lower(), "terminal") if output else "terminal")
     if name not in FORMATS:
         raise UserError(f"--format {name}: no such format{nearest(name, FORMATS)}")
@@ -44,17 +47,17 @@ def form(name: str | None, output: Path | None) -> Callable[[Comparison], str]:
     return FORMATS[name]
 
 
-def terminal(comparison: Comparison, width: int = UNBROKEN) -> str:
+def terminal(comparison: Comparison, width: int = UNLIMITED_WIDTH) -> str:
     """A table in box characters, at most `width` columns wide, its explanation below."""
     from rich.console import Console
     from rich.table import Column, Table
 
     header, rows = _cells(comparison)
-    num_words = len(_paths(comparison))
+    num_text = len(_paths(comparison))
     if all(len(row.runs) == 1 for row in comparison.rows):
-        header, num_words = ["run", *header], num_words + 1
+        header, num_text = ["run", *header], num_text + 1
         rows = [[row.runs[0].name, *cells] for row, cells in zip(comparison.rows, rows, strict=True)]
-    table = Table(*(Column(name, justify="left" if i < num_words else "right") for i, name in enumerate(header)))
+    table = Table(*(Column(name, justify="left" if i < num_text else "right") for i, name in enumerate(header)))
     for cells in rows:
         table.add_row(*cells)
     page = io.StringIO()
@@ -70,7 +73,7 @@ def markdown(comparison: Comparison) -> str:
     return "\n".join([*pipe_table(header, rows, len(_paths(comparison))), "", caption(comparison)])
 
 
-def separated(comparison: Comparison) -> str:
+def comma_separated(comparison: Comparison) -> str:
     """CSV for programs: every score's mean, deviation and count, fractions of 1 and seconds in full, empty for none."""
     page = io.StringIO()
     writer = csv.writer(page, lineterminator="\n")
@@ -91,22 +94,26 @@ def separated(comparison: Comparison) -> str:
     return page.getvalue().rstrip("\n")
 
 
-FORMATS: Mapping[str, Callable[[Comparison], str]] = {"terminal": terminal, "markdown": markdown, "csv": separated}
+FORMATS: Mapping[str, Callable[[Comparison], str]] = {
+    "terminal": terminal,
+    "markdown": markdown,
+    "csv": comma_separated,
+}
 
 ENDINGS = {".md": "markdown", ".csv": "csv"}
-"""The format that a file's name asks for."""
+"""The format for a file's suffix."""
 
 
 def caption(comparison: Comparison) -> str:
-    """How the figures are to be read, and what all rows share."""
+    """How to read the figures, and which fields are equal in all rows."""
     many = any(len(row.runs) > 1 for row in comparison.rows)
     how = (
         "Mean ± standard deviation (n - 1) over n seeds." if many else "One seed a row (n = 1): no deviation is known."
     )
     parts = [how]
     if comparison.objective:
-        parts.append(f"The objective is {comparison.objective.words}.")
-    shared = [f"{path} {value(comparison.shared[path])}" for path in TOLD if path in comparison.shared]
+        parts.append(f"The objective is {comparison.objective.text}.")
+    shared = [f"{path} {value(comparison.shared[path])}" for path in CAPTION_FIELDS if path in comparison.shared]
     teachers = {row.teacher for row in comparison.rows}
     if len(teachers) == 1 and (score := teachers.pop()) is not None:
         shared.append(f"teacher's {comparison.primary} {100 * score:.2f} %")
@@ -119,7 +126,7 @@ def label(comparison: Comparison, row: Row) -> str:
 
 
 def heading(comparison: Comparison, score: str) -> str:
-    """The name of a score with its unit; a sweep's objective is marked, and whether it took real data, as an oracle."""
+    """The name of a score with its unit; a sweep's objective is marked, and as an oracle if it needed real data."""
     if score == SECONDS:
         return score
     return f"{title(comparison, score)}, %"
@@ -147,7 +154,7 @@ def _exact(of: Any) -> str:
 
 
 def _paths(comparison: Comparison) -> list[str]:
-    """The columns of configuration: what differs, else what was run."""
+    """The columns of configuration: the fields that differ, else recipe and method."""
     return comparison.differing or ["recipe", "method"]
 
 
@@ -155,7 +162,7 @@ def _cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Header and rows in words: configuration, number of seeds, scores."""
     paths, scores = _paths(comparison), list(comparison.scores)
     if len({row.teacher for row in comparison.rows}) == 1 and TEACHER in scores:
-        scores.remove(TEACHER)  # the caption tells it
+        scores.remove(TEACHER)  # the caption states it
     header = [*paths, "n", *(heading(comparison, score) for score in scores)]
     rows = [
         [
@@ -169,7 +176,7 @@ def _cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 
 
 def _figure(row: Row, score: str) -> str:
-    """`98.61 ± 0.44`, with the number of runs where some have no such score."""
+    """`98.61 ± 0.44`, followed by the number of runs if some have no such score."""
     spread = row.spread(score)
     if spread is None:
         return "-"

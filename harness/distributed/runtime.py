@@ -165,10 +165,11 @@ class Runtime:
         return box[0]  # type: ignore[no-any-return]
 
     def system(self) -> dict[str, float]:
-        """What every node is doing, by "system/node<k>/NAME"."""
+        """The load of every node under MLflow's names: "system/NAME" of the only one, else "system/node<k>/NAME"."""
         node = system.node()
-        samples = self.gather(None if node is None else (node, system.sample()))
-        return {f"system/node{k}/{name}": value for k, found in filter(None, samples) for name, value in found.items()}
+        samples = dict(filter(None, self.gather(None if node is None else (node, system.sample()))))
+        prefixes = {k: f"system/node{k}/" if len(samples) > 1 else "system/" for k in samples}
+        return {prefixes[k] + name: value for k, found in samples.items() for name, value in found.items()}
 
     def begin_round(self, round_index: int) -> None:
         """Reports to the other processes that this one begins a round."""

@@ -7,15 +7,22 @@ import os
 import psutil
 import torch
 
-GIB = 2**30
+MEGABYTE = 1e6
+"""Bytes, as MLflow counts them."""
 
 
 def sample() -> dict[str, float]:
-    """Load of this host since the last call: cpu_percent, memory_gib, and gpu<k>_memory_gib where there are GPUs."""
-    found = {"cpu_percent": psutil.cpu_percent(), "memory_gib": psutil.virtual_memory().used / GIB}
+    """Load of this host since the last call, under the names that MLflow gives its system metrics."""
+    memory = psutil.virtual_memory()
+    found = {
+        "cpu_utilization_percentage": psutil.cpu_percent(),
+        "system_memory_usage_megabytes": memory.used / MEGABYTE,
+        "system_memory_usage_percentage": memory.percent,
+    }
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)
-        found[f"gpu{index}_memory_gib"] = (total - free) / GIB
+        found[f"gpu_{index}_memory_usage_megabytes"] = (total - free) / MEGABYTE
+        found[f"gpu_{index}_memory_usage_percentage"] = 100 * (total - free) / total
     return found
 
 

@@ -1,4 +1,4 @@
-"""The run folder: whose it is, what it ran on, and what it found. `result.json` is written last."""
+"""The run folder: its configuration, its environment, its result. `result.json` is written last."""
 
 from __future__ import annotations
 
@@ -37,21 +37,21 @@ def default(config: Config) -> Path:
 
 @contextmanager
 def claim(folder: Path) -> Iterator[None]:
-    """Holds the folder for this process alone; UserError where another holds it or it cannot be written."""
-    held = False
+    """Locks the folder for this process; UserError if another process has locked it or it cannot be written."""
+    entered = False
     try:
         with files.lock(folder / ".lock"):
-            held = True
+            entered = True
             files.sweep(folder)
             yield
     except BlockingIOError:
-        if held:
+        if entered:
             raise
         raise UserError(f"{folder} is in use by another process: wait for it, or give another --output") from None
 
 
 def open_run(folder: Path, config: Config) -> None:
-    """Records the run in a fresh folder, or checks that the folder holds this very run."""
+    """Records the run in a new folder, or checks that the folder belongs to this run."""
     records = file_records(config)
     _check_owner(folder, config, records)
     content = {**config_module.to_dict(config), "records": records}
@@ -60,7 +60,7 @@ def open_run(folder: Path, config: Config) -> None:
 
 
 def finished(folder: Path, config: Config) -> dict[str, Any] | None:
-    """What this very run found, where it is finished; UserError where the folder belongs to another run."""
+    """The result of this run if it is finished, else None; UserError if the folder belongs to another run."""
     try:
         if not folder.exists():
             return None
@@ -143,7 +143,7 @@ def _digest(found: Structure) -> str:
 
 
 def result(folder: Path) -> dict[str, Any] | None:
-    """What a finished run found; None where it is not finished."""
+    """The result of a run; None if it is not finished."""
     try:
         content: dict[str, Any] = json.loads((folder / "result.json").read_text())
     except FileNotFoundError:
@@ -154,7 +154,7 @@ def result(folder: Path) -> dict[str, Any] | None:
 
 
 def write_result(folder: Path, content: Mapping[str, Any]) -> None:
-    """Writes result.json: from here on the run is complete."""
+    """Writes result.json, which marks the run as complete."""
     files.write(folder / "result.json", json.dumps(content, indent=1) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""metrics.jsonl: the rows of a run, one JSON object a line. It is always written, whatever becomes of MLflow."""
+"""metrics.jsonl: the rows of a run, one JSON object on each line. It is always written, with or without MLflow."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class Log:
     """Rows of metrics, one JSON object a line, each on the disk when `write` returns: it survives a power cut."""
 
     def __init__(self, path: Path, keep_through: int = -1) -> None:
-        """Appends to `path`; rows of rounds after `keep_through` are dropped, for a resumed run writes them again."""
+        """Appends to `path`; rows of rounds after `keep_through` are removed: a resumed run writes them again."""
         kept = [row for row in read(path) if row["round"] <= keep_through] if path.exists() else []
         files.write(path, "".join(json.dumps(row) + "\n" for row in kept))
         self._path, self._file = path, path.open("a")
         self._last = kept[-1] if kept else {}
 
     def write(self, round_index: int, seconds: float, values: Mapping[str, float]) -> None:
-        """Adds a row, unless it is there from before; a value that is not finite is null, JSON has no word for it.
+        """Adds a row, unless it is the last one already; a value that is not finite becomes null, as JSON has no nan.
 
         Raises UserError where the disk is full.
         """
@@ -42,13 +42,13 @@ class Log:
             raise UserError(f"cannot write {self._path}: {error.strerror}; the last checkpoint is intact") from error
 
     def close(self) -> None:
-        """No row can be added afterwards."""
-        with contextlib.suppress(OSError):  # what a full disk refused, and `write` complained of
+        """Closes the file."""
+        with contextlib.suppress(OSError):  # a full disk: `write` has raised already
             self._file.close()
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; a last line that a kill tore off is left out.
+    """The rows of a metrics.jsonl; an incomplete last line, as a kill leaves it, is ignored.
 
     Raises UserError where the file is missing or any other line is not a row.
     """

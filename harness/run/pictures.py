@@ -1,4 +1,4 @@
-"""What a run looks like: grids of its generated images, and curves of its metrics."""
+"""Pictures of a run: grids of generated images, and curves of its metrics."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from harness import files
+from harness.run.palette import COLOURS
 from harness.task import Task
 
 if TYPE_CHECKING:
@@ -29,9 +30,6 @@ SMOOTHED_FROM = 60
 
 LOG_SPAN = 50.0
 """A panel whose positive values span more than this factor has a logarithmic axis."""
-
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
-"""Okabe and Ito's, which colour-blind readers can tell apart."""
 
 Series = dict[str, tuple[list[int], list[float]]]
 """Rounds and values by the name of a metric."""
@@ -114,17 +112,17 @@ def _series(metrics: Sequence[Mapping[str, Any]]) -> Series:
 
 def _panels(series: Series) -> list[tuple[str, str, Series]]:
     """(heading, unit, lines by label) of every panel that has something to show."""
-    watched = {
+    diversity_names = {
         "generator/entropy": "entropy of the mean prediction, of ln K",
         "generator/top_class": "images in the largest class, of all",
     }
-    judged = ("evaluation", "final")
+    evaluations = ("evaluation", "final")
     panels = []
     for player in dict.fromkeys(name.partition("/")[0] for name in series if "/" in name):
         terms = {
             name: line
             for name, line in series.items()
-            if name.startswith(f"{player}/") and name not in watched and player not in judged
+            if name.startswith(f"{player}/") and name not in diversity_names and player not in evaluations
         }
         total = terms.pop(f"{player}/total", None)
         if total and [total] != list(terms.values()):
@@ -132,12 +130,12 @@ def _panels(series: Series) -> list[tuple[str, str, Series]]:
         for name, line in terms.items():
             term = name.removeprefix(f"{player}/").replace("_", " ")
             panels.append((f"{player}: {term}", "weighted sum" if term == "total" else "value, unweighted", {"": line}))
-    diversity = {label: _percent(series[name]) for name, label in watched.items() if name in series}
+    diversity = {label: _percent(series[name]) for name, label in diversity_names.items() if name in series}
     panels.append(("what the teacher sees in the images", "share, %", diversity))
     scores: Series = {}
     for name, line in series.items():
         group, _, what = name.partition("/")
-        if group in judged:
+        if group in evaluations:
             rounds, values = scores.setdefault(what.replace("_", " "), ([], []))
             rounds.extend(line[0])
             values.extend(_percent(line)[1])

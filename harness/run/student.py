@@ -1,4 +1,4 @@
-"""What a run hands over: the student's weights, and plain data from which its network is rebuilt."""
+"""The result of a run: the student's weights, and plain data from which its network is built again."""
 
 from __future__ import annotations
 

@@ -1,11 +1,23 @@
 """The record of a run: metrics.jsonl always, and its copy in MLflow. The only package that imports mlflow.
 
-MLflow is slow (seconds to open a store, 10-20 ms a call) and may be missing or out of reach, so one background
-thread does everything that touches it. Where it fails the run goes on: metrics.jsonl holds the same figures.
+MLflow is slow (seconds to open a store, 10-20 ms a call) and may be missing or unreachable, so one background thread
+makes all calls to it. If MLflow fails, the run continues: metrics.jsonl has the same figures.
 """
 
 from harness.tracking.experiment import Experiment
-from harness.tracking.runs import Recorded, Status, recorded, settle
-from harness.tracking.stores import OFF, check, require, ui
+from harness.tracking.page import DataSet
+from harness.tracking.runs import RunRecord, Status, read_runs, set_final_status
+from harness.tracking.stores import OFF, describe, require, ui
 
-__all__ = ["OFF", "Experiment", "Recorded", "Status", "check", "recorded", "require", "settle", "ui"]
+__all__ = [
+    "OFF",
+    "DataSet",
+    "Experiment",
+    "RunRecord",
+    "Status",
+    "describe",
+    "read_runs",
+    "require",
+    "set_final_status",
+    "ui",
+]

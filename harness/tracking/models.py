@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from harness.tracking.runs import MAX_TAG, Store, fit
+from harness.tracking.runs import MAX_TAG, Store, truncate
 
 if TYPE_CHECKING:
     from torch import nn
@@ -60,7 +60,7 @@ def register(store: Store, model_id: str, name: str, tags: Mapping[str, Any]) ->
         client.get_registered_model(name)
     if any(version.run_id == store.run_id for version in client.search_model_versions(f"name='{name}'")):
         return
-    texts = {key: fit(value, MAX_TAG) for key, value in tags.items()}
+    texts = {key: truncate(value, MAX_TAG) for key, value in tags.items()}
     # A server looks the model up in its own store; without one MLflow would do so where its environment says.
     served = client.tracking_uri.startswith("http")
     source = f"models:/{model_id}" if served else client.get_logged_model(model_id).artifact_location
@@ -69,7 +69,7 @@ def register(store: Store, model_id: str, name: str, tags: Mapping[str, Any]) ->
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Inside, no warnings; afterwards the root logger is as it was: importing mlflow.pytorch reconfigures it."""
+    """Suppresses warnings, and restores the root logger, which the import of mlflow.pytorch reconfigures."""
     root = logging.getLogger()
     level, handlers = root.level, list(root.handlers)
     try:

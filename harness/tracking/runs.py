@@ -1,4 +1,4 @@
-"""Runs in an MLflow store: one that is open, those whose process was killed, and all of an experiment as recorded."""
+"""Runs in an MLflow store: the open one, those whose process was killed, and all of an experiment."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from harness.errors import UserError, nearest
-from harness.tracking.stores import OFF, artifacts, connect, database_of, located, public, why
+from harness.tracking.page import EXPERIMENT_KIND
+from harness.tracking.stores import OFF, absolute, artifacts, connect, database_of, reason_of, without_credentials
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -30,9 +31,9 @@ class Store:
     experiment_id: str
     run_id: str
     last: dict[str, int] = field(default_factory=dict)
-    """The last round the run holds of each metric: nothing is logged twice."""
+    """The last round that was logged of each metric: nothing is logged twice."""
     params: set[str] = field(default_factory=set)
-    """Parameters the run holds: MLflow does not let them change."""
+    """Parameters that were logged: MLflow does not let them change."""
     pending: list[Any] = field(default_factory=list)
 
     def add(self, round_index: int, values: Mapping[str, float | None]) -> None:
@@ -53,24 +54,30 @@ class Store:
 
 
 def find_experiment(client: MlflowClient, name: str, uri: str) -> str:
-    """The experiment of that name, made where there is none, with artifacts beside an sqlite database."""
+    """The id of the experiment of that name; made if missing, with artifacts beside an sqlite database.
+
+    The experiment is marked as model training, unless somebody has given it a kind: its page opens accordingly.
+    """
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(name)
     if found is None:
         database = database_of(uri)
         try:
-            return str(client.create_experiment(name, str(artifacts(database)) if database else None))
+            location = str(artifacts(database)) if database else None
+            return str(client.create_experiment(name, location, tags=dict([EXPERIMENT_KIND])))
         except MlflowException:  # another run may have made it meanwhile
             found = client.get_experiment_by_name(name)
             if found is None:
                 raise
+    if EXPERIMENT_KIND[0] not in found.tags:  # made by MLflow's own page, or by an earlier version
+        client.set_experiment_tag(found.experiment_id, *EXPERIMENT_KIND)
     return str(found.experiment_id)
 
 
 def resume(client: MlflowClient, note: Path, uri: str, again: bool) -> Store | None:
-    """The run that `note` names, where `again` running again; None where this store holds no such run."""
-    run = _noted(client, note, uri)
+    """The run that the file `note` names, set to running if `again`; None if this store has no such run."""
+    run = _known_run(client, note, uri)
     if run is None:
         return None
     run_id = run.info.run_id
@@ -80,8 +87,8 @@ def resume(client: MlflowClient, note: Path, uri: str, again: bool) -> Store | N
     return Store(client, run.info.experiment_id, run_id, last, set(run.data.params))
 
 
-def _noted(client: MlflowClient, note: Path, uri: str) -> Any | None:
-    """The run that a run folder's mlflow.json names; None where this store holds no such run."""
+def _known_run(client: MlflowClient, note: Path, uri: str) -> Any | None:
+    """The run that a run folder's mlflow.json names; None if this store has no such run."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -93,7 +100,7 @@ def _noted(client: MlflowClient, note: Path, uri: str) -> Any | None:
 
 
 def log_params(store: Store, texts: Mapping[str, str]) -> None:
-    """Parameters that the run does not hold yet; a trial and its sweep may write them in the same moment."""
+    """Logs the parameters that the run does not have yet; a trial and its sweep may do so at the same time."""
     from mlflow.entities import Param
     from mlflow.exceptions import MlflowException
 
@@ -105,15 +112,15 @@ def log_params(store: Store, texts: Mapping[str, str]) -> None:
         except MlflowException:
             held = store.client.get_run(store.run_id).data.params
             missing = [param for param in batch if param.key not in held]
-            if missing == batch:  # nobody else has written: that was not it
+            if missing == batch:  # no other process has written them: the error is another one
                 raise
             store.client.log_batch(store.run_id, params=missing)
     store.params.update(texts)
 
 
 @dataclass(frozen=True)
-class Recorded:
-    """A run as a store holds it."""
+class RunRecord:
+    """A run as it is in a store."""
 
     name: str
     status: str
@@ -123,14 +130,14 @@ class Recorded:
     """(round, value) of the evaluations and of `rounds_per_second`, in order of rounds."""
 
 
-def recorded(uri: str, experiment: str) -> list[Recorded]:
+def read_runs(uri: str, experiment: str) -> list[RunRecord]:
     """The runs of an experiment, oldest first; makes no store. UserError where there is none, or no such experiment."""
-    absolute, name = located(uri), public(uri)
-    database = database_of(absolute)
+    path_uri, name = absolute(uri), without_credentials(uri)
+    database = database_of(path_uri)
     if uri == OFF or (database and not database.exists()):
         raise UserError(f"no MLflow store at {database or name}: name one with --uri, such as sqlite:///mlflow.db")
     try:
-        client = connect(absolute)
+        client = connect(path_uri)
         found = client.get_experiment_by_name(experiment)
         if found is None:
             known = sorted(each.name for each in client.search_experiments())
@@ -144,35 +151,37 @@ def recorded(uri: str, experiment: str) -> list[Recorded]:
     except UserError:
         raise
     except Exception as error:  # whatever MLflow raises
-        raise UserError(f"the MLflow store {name} cannot be read ({why(error, absolute)})") from None
+        raise UserError(f"the MLflow store {name} cannot be read ({reason_of(error, path_uri)})") from None
 
 
-def _read_run(client: MlflowClient, run: Any) -> Recorded:
+def _read_run(client: MlflowClient, run: Any) -> RunRecord:
     wanted = [name for name in run.data.metrics if name.startswith("evaluation/") or name == "rounds_per_second"]
     histories = {name: client.get_metric_history(run.info.run_id, name) for name in wanted}
     metrics = {name: sorted((point.step, point.value) for point in points) for name, points in histories.items()}
-    return Recorded(run.info.run_name, run.info.status, dict(run.data.params), dict(run.data.tags), metrics)
+    return RunRecord(run.info.run_name, run.info.status, dict(run.data.params), dict(run.data.tags), metrics)
 
 
-def settle(uri: str, ends: Mapping[Path, Status], warn: Callable[[str], None]) -> None:
-    """Gives MLflow runs that are still running the status with which they ended, by their run folders.
+def set_final_status(uri: str, ends: Mapping[Path, Status], warn: Callable[[str], None]) -> None:
+    """Sets the status of MLflow runs that still count as running; `ends` gives it by run folder.
 
-    Their own processes could not: they were killed, or MLflow took too long for them.
+    Their own processes did not: they were killed, or MLflow took too long.
     """
     if uri == OFF:
         return
     try:
-        client = connect(located(uri))
+        client = connect(absolute(uri))
         for folder, status in ends.items():
-            run = _noted(client, folder / "mlflow.json", public(uri))
+            run = _known_run(client, folder / "mlflow.json", without_credentials(uri))
             if run is not None and run.info.status == "RUNNING":
                 client.set_terminated(run.info.run_id, status)
     except Exception as error:  # whatever MLflow raises; the folders hold what happened
-        warn(f"MLflow at {public(uri)} may not say how every run ended ({why(error, located(uri))})")
+        warn(
+            f"MLflow at {without_credentials(uri)} may not say how every run ended ({reason_of(error, absolute(uri))})"
+        )
 
 
-def fit(value: object, limit: int) -> str:
-    """A value as text, shortened, and saying so, where MLflow takes no more than `limit` characters."""
+def truncate(value: object, limit: int) -> str:
+    """A value as text of at most `limit` characters, which is what MLflow takes; the text says that it was cut."""
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     mark = f"... (cut from {len(text)} characters; config.yaml has all)"
     return text if len(text) <= limit else text[: limit - len(mark)] + mark

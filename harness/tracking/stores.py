@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 OFF = "none"
-"""The tracking URI that records in the run folder alone."""
+"""The tracking URI that turns MLflow off: a run is then recorded in its folder only."""
 
 SQLITE = "sqlite:///"
 """What a tracking URI that names a file begins with."""
@@ -36,50 +36,52 @@ QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1"}
 NO_JOBS = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 """Environment that keeps a server to its pages: its job runners are further processes, which nothing here uses."""
 
-IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
-"""Environment for the first word with a server: one more try, 5 seconds each; mlflow's own takes minutes."""
+SHORT_TIMEOUTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
+"""Environment for the first request to a server: two attempts of 5 seconds; MLflow's own limits are minutes."""
 
 
-def check(uri: str) -> str:
-    """A sentence on whether the store at `uri` works here; makes no store."""
+def describe(uri: str) -> str:
+    """One sentence: whether the store at `uri` works here. Makes no store."""
     if uri == OFF:
-        return "MLflow is off (tracking.uri=none): runs record in their own folder alone"
-    absolute, name = located(uri), f"the MLflow store {public(uri)}"
-    database = database_of(absolute)
+        return "MLflow is off (tracking.uri=none): runs are recorded in their own folders only"
+    path_uri, name = absolute(uri), f"the MLflow store {without_credentials(uri)}"
+    database = database_of(path_uri)
     try:
         if database and not database.exists():
             if importlib.util.find_spec("mlflow") is None:
                 raise ModuleNotFoundError(name="mlflow")
             with tempfile.TemporaryFile(dir=next(folder for folder in database.parents if folder.exists())):
                 return f"{name} will be made by the first run, as {database}"
-        num_experiments = len(connect(absolute).search_experiments())
+        num_experiments = len(connect(path_uri).search_experiments())
         return f"{name} works ({num_experiments} experiment{'s' * (num_experiments != 1)})"
     except Exception as error:  # whatever MLflow raises is what the user asks about
-        return f"{name} does not work here ({why(error, absolute)}): runs record in their own folder alone"
+        return f"{name} does not work here ({reason_of(error, path_uri)}): runs are recorded in their own folders only"
 
 
 def require(uri: str) -> None:
-    """UserError, within seconds, where the store at `uri` does not answer; an sqlite one that is missing is made."""
+    """Raises UserError within seconds if the store at `uri` does not answer; makes an sqlite store that is missing."""
     if uri == OFF:
         return
-    absolute = located(uri)
+    path_uri = absolute(uri)
     try:
-        connect(absolute)
+        connect(path_uri)
     except Exception as error:  # whatever MLflow raises
         raise UserError(
-            f"MLflow at {public(uri)} cannot be used ({why(error, absolute)}): start it, name another "
-            f"tracking.uri, or record in the folders alone with tracking.uri={OFF}"
+            f"MLflow at {without_credentials(uri)} cannot be used ({reason_of(error, path_uri)}): start it, name "
+            f"another tracking.uri, or record in the run folders only with tracking.uri={OFF}"
         ) from None
 
 
 def ui(uri: str, host: str = "127.0.0.1", port: int = 5000) -> NoReturn:
-    """Becomes the MLflow page over the store at `uri`, until a signal ends it; this process does not come back.
+    """Replaces this process by the server of MLflow's page for the store at `uri`; a signal ends it.
 
     Raises UserError where there is no store to show or the port is taken.
     """
-    database = database_of(located(uri))
+    database = database_of(absolute(uri))
     if uri == OFF or uri.startswith("http"):
-        raise UserError(f"tracking.uri={public(uri)}: expected a store to show, such as sqlite:///mlflow.db")
+        raise UserError(
+            f"tracking.uri={without_credentials(uri)}: expected a store to show, such as sqlite:///mlflow.db"
+        )
     if database and not database.exists():
         raise UserError(f"no MLflow store at {database}: run `ddad distill` first, or name another store")
     with closing(socket.socket()) as probe:
@@ -88,21 +90,26 @@ def ui(uri: str, host: str = "127.0.0.1", port: int = 5000) -> NoReturn:
             probe.bind((host, port))
         except OSError as error:
             raise UserError(f"{host}:{port} cannot be served ({error.strerror}): choose another port") from None
-    options = ["--backend-store-uri", located(uri), "--host", host, "--port", str(port), "--workers", "1"]
+    options = ["--backend-store-uri", absolute(uri), "--host", host, "--port", str(port), "--workers", "1"]
     if database:
         options += ["--artifacts-destination", str(artifacts(database))]
-    print(f"the MLflow page of {public(uri)} is at http://{host}:{port} (Ctrl-C ends it)", flush=True)
+    print(f"the MLflow page of {without_credentials(uri)} is at {address(host, port)} (Ctrl-C ends it)", flush=True)
     os.execve(sys.executable, [sys.executable, "-m", "mlflow", "server", *options], os.environ | QUIET | NO_JOBS)
 
 
-def public(uri: str) -> str:
-    """A tracking URI without the name and password it may hold."""
+def address(host: str, port: int) -> str:
+    """The page's address; its words make MLflow show model training, else it shows traces of language models."""
+    return f"http://{host}:{port}/#/experiments?workflowType=machine_learning"
+
+
+def without_credentials(uri: str) -> str:
+    """A tracking URI with user name and password removed."""
     parts = urlsplit(uri)
     return uri.replace(parts.netloc, parts.netloc.rpartition("@")[2], 1) if "@" in parts.netloc else uri
 
 
 def connect(uri: str) -> MlflowClient:
-    """A client whose store has answered; raises, soon, whatever says why there is none."""
+    """A client whose store has answered. Raises the reason within seconds if the store cannot be used."""
     if not uri:  # MLflow itself would take a default
         raise ValueError("it has no name")
     os.environ.update(QUIET)
@@ -118,7 +125,7 @@ def connect(uri: str) -> MlflowClient:
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    with _impatient(), _alone(database):
+    with _short_timeouts(), _exclusive(database):
         if database and database.stat().st_size == 0:  # made in whole or not at all: MLflow cannot mend a half-made one
             with files.atomic(database) as temporary:
                 MlflowClient(f"{SQLITE}{temporary}").search_experiments(max_results=1)
@@ -128,8 +135,8 @@ def connect(uri: str) -> MlflowClient:
 
 
 @contextmanager
-def _alone(database: Path | None) -> Iterator[None]:
-    """Inside, no other run opens this sqlite store: MLflow fails where two make the same one at once."""
+def _exclusive(database: Path | None) -> Iterator[None]:
+    """Keeps other runs from opening this sqlite store: MLflow fails if two processes make one at the same time."""
     if database is None:
         yield
         return
@@ -143,15 +150,15 @@ def _alone(database: Path | None) -> Iterator[None]:
 
 
 @contextmanager
-def _impatient() -> Iterator[None]:
-    """Inside, a server that does not answer is given up in seconds, unless the user's environment says otherwise."""
-    added = {name: value for name, value in IMPATIENT.items() if name not in os.environ}
+def _short_timeouts() -> Iterator[None]:
+    """Limits the wait for a server to seconds, unless the user's environment sets other limits."""
+    added = {name: value for name, value in SHORT_TIMEOUTS.items() if name not in os.environ}
     os.environ.update(added)
     try:
         yield
     finally:
         for name in added:
-            os.environ.pop(name, None)  # another thread, in here too, may have been first
+            os.environ.pop(name, None)  # another thread may have removed it already
 
 
 def database_of(uri: str) -> Path | None:
@@ -159,8 +166,8 @@ def database_of(uri: str) -> Path | None:
     return Path(uri.removeprefix(SQLITE).partition("?")[0]) if uri.startswith(SQLITE) else None
 
 
-def located(uri: str) -> str:
-    """An sqlite URI with the file's absolute path: a relative one is meant from where the command was given."""
+def absolute(uri: str) -> str:
+    """An sqlite URI with an absolute path; a relative one is relative to the current folder."""
     database = database_of(uri)
     return f"{SQLITE}{database.absolute()}{''.join(uri.partition('?')[1:])}" if database else uri
 
@@ -170,11 +177,11 @@ def artifacts(database: Path) -> Path:
     return database.parent / "mlartifacts"
 
 
-def why(error: Exception, uri: str) -> str:
-    """Why MLflow failed, in a few words on one line."""
+def reason_of(error: Exception, uri: str) -> str:
+    """The reason for MLflow's error in a few words on one line, without credentials."""
     if isinstance(error, ModuleNotFoundError):
         return f"{(error.name or 'mlflow').partition('.')[0]} is not installed"
     if uri.startswith("http") and "Max retries exceeded" in str(error):
         return "no answer"
     line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return line.replace(uri, public(uri))[:200].strip()
+    return line.replace(uri, without_credentials(uri))[:200].strip()

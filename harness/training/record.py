@@ -18,8 +18,9 @@ from harness.networks import preprocessing
 from harness.networks.layers import evaluating
 from harness.networks.start import Start
 from harness.run import folder, pictures
+from harness.run.data_set import digest
 from harness.run.metrics import Log, read
-from harness.training.data import spread
+from harness.training.data import data_root, spread
 from harness.training.evaluate import Fitted
 from harness.training.machine import Networks
 
@@ -49,6 +50,8 @@ class Record:
         tags = {"data_free": METHODS[config.method].data_free, "commit": folder.commit()}
         self.experiment = tracking.Experiment(config, path, tags, warn)
         self.experiment.params(config_module.flat(config))
+        if config.data.name != "none" and config.tracking.uri != tracking.OFF:
+            self.experiment.data_set(_test_set(config))
         self._collapsed, self._closed = 0, False
         self.alarm: str | None = None
 
@@ -127,6 +130,14 @@ class Record:
             self._closed = True
             self.log.close()
             self.experiment.close(status)
+
+
+def _test_set(config: Config) -> tracking.DataSet:
+    """What MLflow is told of the images that the run is scored on."""
+    data = tasks.load(config.task).dataset(config, "test")
+    found = digest(data, preprocessing.preprocessing(config))
+    profile = {"split": "test", "images": len(data), "classes": len(data.classes)}
+    return tracking.DataSet(config.data.name, found, str(data_root(config).absolute()), profile)
 
 
 class NoRecord(Record):

@@ -89,7 +89,9 @@ def run_on(hosts: Sequence[Host], commands: Sequence[Sequence[object]], cwd: Pat
 def assert_same(folder: Path, one_host: Path) -> None:
     assert result(folder)["world_size"] == 2
     (first, *_) = (folder / "metrics.jsonl").read_text().splitlines()
-    assert all(json.loads(first)[f"system/node{k}/memory_gib"] > 0 for k in range(2)), "both hosts are logged"
+    assert all(json.loads(first)[f"system/node{k}/system_memory_usage_megabytes"] > 0 for k in range(2)), (
+        "both hosts are logged"
+    )
     assert (folder / "student.safetensors").read_bytes() == (one_host / "student.safetensors").read_bytes()
 
 

@@ -83,7 +83,7 @@ def statuses(cwd: Path) -> dict[str, list[str]]:
     runs = client.search_runs([experiment.experiment_id])
     for run in runs:
         assert (run.info.run_id == parent) != (run.data.tags.get("mlflow.parentRunId") == parent)
-    return {run.info.run_name: [run.data.tags.get("outcome", ""), run.info.status] for run in runs}
+    return {run.data.tags["folder"]: [run.data.tags.get("outcome", ""), run.info.status] for run in runs}
 
 
 @dataclass(frozen=True)

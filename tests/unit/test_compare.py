@@ -108,12 +108,12 @@ def test_markdown_is_a_table(six: list[Path]) -> None:
 
 
 def test_csv_has_every_figure_in_full(six: list[Path]) -> None:
-    rows = list(csv.DictReader(io.StringIO(tables.separated(compared(*six)[0]))))
+    rows = list(csv.DictReader(io.StringIO(tables.comma_separated(compared(*six)[0]))))
     assert [row["seeds"] for row in rows] == ["0 1 2", "0 1"]
     assert rows[0]["runs"] == " ".join(map(str, six[:3]))
     assert float(rows[0]["accuracy std"]) == pytest.approx(13**0.5 / 100, rel=1e-12)
     assert (rows[1]["student.lr"], rows[1]["accuracy mean"], rows[1]["accuracy n"]) == ("0.03", "0.5", "2")
-    (row,) = csv.DictReader(io.StringIO(tables.separated(compared(six[0])[0])))
+    (row,) = csv.DictReader(io.StringIO(tables.comma_separated(compared(six[0])[0])))
     assert (row["accuracy mean"], row["accuracy std"], row["recipe"]) == ("0.9", "", "digits")
 
 
@@ -232,7 +232,7 @@ def test_a_sweep_is_its_trials_best_first_by_what_it_maximised(sweep: Path) -> N
     text = tables.markdown(found)
     assert "| n | accuracy (oracle objective), % |" in text and text.count("accuracy (") == 1
     assert "accuracy on real data (ORACLE)" in text
-    assert "accuracy (oracle objective) mean" in tables.separated(found)
+    assert "accuracy (oracle objective) mean" in tables.comma_separated(found)
 
 
 def test_a_sweep_beside_a_run_and_another_sweep(sweep: Path, tmp_path: Path) -> None:
@@ -258,11 +258,14 @@ def test_a_sweeps_figure_has_coordinates_below_its_curves(sweep: Path, tmp_path:
 
 
 def test_form_is_as_it_is_called_or_as_the_file_is_named() -> None:
-    assert tables.form(None, None) is tables.terminal
-    assert tables.form(None, Path("a.MD")) is tables.markdown and tables.form(None, Path("a.csv")) is tables.separated
-    assert tables.form("markdown", Path("a.csv")) is tables.markdown
+    assert tables.formatter(None, None) is tables.terminal
+    assert (
+        tables.formatter(None, Path("a.MD")) is tables.markdown
+        and tables.formatter(None, Path("a.csv")) is tables.comma_separated
+    )
+    assert tables.formatter("markdown", Path("a.csv")) is tables.markdown
     with pytest.raises(UserError, match="did you mean 'markdown'"):
-        tables.form("markdwn", None)
+        tables.formatter("markdwn", None)
 
 
 @pytest.fixture(scope="module")
@@ -307,10 +310,10 @@ def test_mlflow_holds_the_same_runs(store: tuple[str, Path]) -> None:
     uri, place = store
     found, said = compared("mlflow:ddad", uri=uri)
     assert said == [
-        "mlflow:ddad: 3 of 5 runs are left out (1 not finished, 1 of an untrained teacher, 1 the lesson of a teacher)"
+        "mlflow:ddad: 3 of 5 runs are left out (1 not finished, 1 of an untrained teacher, 1 the training of a teacher)"
     ]
     folders, _ = compared(place / "a", place / "b")
-    assert [run.name for run in found.rows[0].runs] == ["a", "b"]
+    assert [run.name for run in found.rows[0].runs] == ["digits ddad paper seed 0 (a)", "digits ddad paper seed 1 (b)"]
     assert [run.curve for run in found.rows[0].runs] == [run.curve for run in folders.rows[0].runs]
     paths = folders.rows[0].config.keys() - {"teacher.checkpoint"}  # a name and a hash, which MLflow does not hold
     assert {path: found.rows[0].config.get(path) for path in paths} == {
@@ -393,8 +396,8 @@ def test_coordinates_by_hand() -> None:
 
 def test_figure_is_refused_early_where_it_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"--figure f\.jpg: expected a file that ends in \.png"):
-        plots.check(Path("f.jpg"))
-    plots.check(Path("f.PNG"))
+        plots.check_suffix(Path("f.jpg"))
+    plots.check_suffix(Path("f.PNG"))
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # what the import meets is then ModuleNotFoundError
     with pytest.raises(UserError, match="matplotlib, which is not installed"):
         plots.draw(compared(a_run(tmp_path / "a", 0.5))[0], tmp_path / "f.png")

@@ -15,7 +15,7 @@ import torch
 from benchmarks import gpu, step
 from benchmarks.gpu import SUITES, Budget, Suite
 from benchmarks.methods import DATA_FREE, read
-from harness.commands.profile import measure
+from harness.commands.profile import measure, timing
 from harness.config import build, to_dict
 from harness.config.parse import merge
 from harness.errors import UserError
@@ -128,8 +128,8 @@ def test_a_job_that_fails_is_noted_and_the_next_is_begun(tmp_path: Path) -> None
 
 
 def test_the_share_of_the_peak_is_of_counted_operations(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "MATRIX", {"cpu": 64})
-    monkeypatch.setattr(measure, "COPY_MIB", {"cpu": 1})
+    monkeypatch.setattr(timing, "MATRIX", {"cpu": 64})
+    monkeypatch.setattr(timing, "COPY_MIB", {"cpu": 1})
     monkeypatch.setitem(step.PAIRS, "tiny", merge(step.PAIRS["digits"], SMALL))
     found = gpu._share("tiny", 8, "eager", 0.5)
     counted = measure.measure(measure.machine(build(merge(step.PAIRS["tiny"], {"batch_size": 8})), print)).flop

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from harness import cli, resolve
-from harness.commands.profile import capacity, measure, report
+from harness.commands.profile import capacity, report, timing
 from harness.commands.profile.measure import Part, Profile
+from harness.config.parse import merge
 from harness.errors import UserError
 
 SMALL = {
@@ -21,9 +22,9 @@ SMALL = {
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "REPEATS", 1)
-    monkeypatch.setattr(measure, "MATRIX", {"cpu": 64})
-    monkeypatch.setattr(measure, "COPY_MIB", {"cpu": 1})
+    monkeypatch.setattr(timing, "REPEATS", 1)
+    monkeypatch.setattr(timing, "MATRIX", {"cpu": 64})
+    monkeypatch.setattr(timing, "COPY_MIB", {"cpu": 1})
 
 
 def test_a_profile_counts_every_part_of_a_round(tmp_path: Path) -> None:
@@ -52,6 +53,14 @@ def test_a_profile_counts_every_part_of_a_round(tmp_path: Path) -> None:
         assert picture.width > 1000
     assert "| teacher | others' | backward | 1 |" in (tmp_path / "out" / "profile.md").read_text()
     assert any("of peak FLOP/s" in line for line in lines)
+
+
+def test_every_update_of_image_steps_is_counted(tmp_path: Path) -> None:
+    over = merge(SMALL, {"method": "fast", "micro_batches": 2, "inversion": {"steps": 3, "rounds": 1}})
+    found = report.run(resolve.resolve("digits", None, over), tmp_path / "out", False, False, lambda line: None)
+    times = {(part.network, part.step): part.times for part in found.parts if part.learns}
+    assert times["generator", "update"] == times["generator", "backward"] == 2 * 3
+    assert times["student", "update"] == 2
 
 
 def test_shares_are_of_the_machines_peaks() -> None:
@@ -104,12 +113,12 @@ def test_the_largest_batch_is_searched_for() -> None:
     assert capacity.search(lambda size: False, 64, 4) == 0
 
 
-def test_the_largest_batch_is_foretold_from_clear_growth() -> None:
+def test_the_largest_batch_is_predicted_from_clear_growth() -> None:
     """1 GiB for 64 images more are 16 MiB an image: in 2 GiB are 128 more."""
     gib = 2.0**30
-    assert capacity.foretell([32, 64], [gib, 2 * gib], gib) is None
-    assert capacity.foretell([32, 64, 128], [gib, gib, 2 * gib], gib) is None
-    assert capacity.foretell([32, 64, 128], [gib, 1.5 * gib, 2.5 * gib], 2 * gib) == 128 + 128
+    assert capacity.predict([32, 64], [gib, 2 * gib], gib) is None
+    assert capacity.predict([32, 64, 128], [gib, gib, 2 * gib], gib) is None
+    assert capacity.predict([32, 64, 128], [gib, 1.5 * gib, 2.5 * gib], 2 * gib) == 128 + 128
 
 
 def test_supervised_has_no_profile(tmp_path: Path) -> None:

@@ -28,15 +28,17 @@ from harness import config as config_module
 from harness import tracking
 from harness.config import Config
 from harness.errors import UserError
+from harness.run import folder as run_folder
 from harness.run import metrics as row_log
-from harness.tracking import runs, stores
+from harness.tracking import page, runs, stores
 from tests.helpers import environment
 
 SHAPE = (1, 8, 8)
 
 
 def a_config(uri: str, **fields: Any) -> Config:
-    return config_module.build({"classes": 10, "recipe": "digits", "seed": 3, "tracking": {"uri": uri}, **fields})
+    task = {"task": "classification", "recipe": "digits", "classes": 10}
+    return config_module.build({**task, "seed": 3, "tracking": {"uri": uri}, **fields})
 
 
 def open_experiment(uri: str, folder: Path, **fields: Any) -> tuple[tracking.Experiment, list[str]]:
@@ -152,10 +154,11 @@ def test_read_names_a_damaged_line_and_a_missing_file(tmp_path: Path) -> None:
 def test_run_is_recorded_whole(database: Path) -> None:
     run = the_run(database)
     assert run.info.status == "FINISHED"
-    assert run.info.run_name == "run"
+    assert run.info.run_name == "digits ddad paper seed 3 (run)"
     tags = {key: value for key, value in run.data.tags.items() if not key.startswith("mlflow.")}
     assert tags == {
-        "recipe": "digits", "method": "ddad", "variant": "paper", "seed": "3", "data_free": "true", "collapsed": "20"
+        "recipe": "digits", "method": "ddad", "variant": "paper", "seed": "3", "data_free": "true", "collapsed": "20",
+        "folder": "run",
     }  # fmt: skip
     params = run.data.params
     assert set(params) == set(config_module.flat(a_config("none", student={"arguments": {"text": ""}})))
@@ -213,8 +216,8 @@ def test_a_relative_store_is_meant_from_the_current_folder(tmp_path: Path) -> No
         "sqlite:///./a/mlflow.db": "a/mlflow.db",
         "sqlite:///sqlite?timeout=9": "sqlite?timeout=9",
     }.items():
-        assert stores.located(uri) == f"sqlite:///{tmp_path}/{path}"
-    assert stores.located("sqlite:////a/b.db") == "sqlite:////a/b.db"
+        assert stores.absolute(uri) == f"sqlite:///{tmp_path}/{path}"
+    assert stores.absolute("sqlite:////a/b.db") == "sqlite:////a/b.db"
 
 
 def test_resumed_run_continues_and_repeats_nothing(database: Path, tmp_path: Path) -> None:
@@ -317,7 +320,7 @@ def test_run_goes_on_where_mlflow_is_not_installed(tmp_path: Path, monkeypatch: 
     experiment.close("FINISHED")
     (warning,) = warnings
     assert "(mlflow is not installed)" in warning
-    assert "mlflow is not installed" in tracking.check(f"sqlite:///{tmp_path}/other.db")
+    assert "mlflow is not installed" in tracking.describe(f"sqlite:///{tmp_path}/other.db")
 
 
 def test_none_is_silent_and_leaves_nothing(tmp_path: Path) -> None:
@@ -330,13 +333,13 @@ def test_none_is_silent_and_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_check_says_what_will_happen(database: Path, tmp_path: Path) -> None:
-    assert tracking.check("none").startswith("MLflow is off")
-    assert tracking.check(f"sqlite:///{database}").endswith("works (2 experiments)")  # ours, and MLflow's Default
-    assert "will be made by the first run" in tracking.check(f"sqlite:///{tmp_path}/new.db")
+    assert tracking.describe("none").startswith("MLflow is off")
+    assert tracking.describe(f"sqlite:///{database}").endswith("works (2 experiments)")  # ours, and MLflow's Default
+    assert "will be made by the first run" in tracking.describe(f"sqlite:///{tmp_path}/new.db")
     assert not (tmp_path / "new.db").exists()
     (tmp_path / "file").touch()
-    assert "does not work here" in tracking.check(f"sqlite:///{tmp_path}/file/mlflow.db")
-    assert "(no answer)" in tracking.check("http://127.0.0.1:1")
+    assert "does not work here" in tracking.describe(f"sqlite:///{tmp_path}/file/mlflow.db")
+    assert "(no answer)" in tracking.describe("http://127.0.0.1:1")
 
 
 class Guarded(BaseHTTPRequestHandler):
@@ -365,7 +368,7 @@ def test_a_remote_servers_credentials_come_from_the_environment(monkeypatch: pyt
         monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "secret")
         tracking.require(uri)
-        assert tracking.check(uri).endswith("works (0 experiments)")
+        assert tracking.describe(uri).endswith("works (0 experiments)")
         server.shutdown()
 
 
@@ -379,7 +382,7 @@ def test_ui_refuses_what_it_cannot_show(database: Path, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def page(database: Path, tmp_path: Path) -> Iterator[str]:
+def server(database: Path, tmp_path: Path) -> Iterator[str]:
     """The address of the page over the module's store, which Ctrl-C must end."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -410,13 +413,16 @@ def page(database: Path, tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.mark.slow
-def test_page_shows_runs_and_pictures_and_takes_new_ones(database: Path, tmp_path: Path, page: str) -> None:
+def test_page_shows_runs_and_pictures_and_takes_new_ones(database: Path, tmp_path: Path, server: str) -> None:
     run_id = the_run(database).info.run_id
-    found = f"{page}/get-artifact?path=samples%2Fgrid.png&run_uuid={run_id}"
+    assert stores.address("127.0.0.1", int(server.rpartition(":")[2])) in (tmp_path / "ui.log").read_text()
+    found = f"{server}/get-artifact?path=samples%2Fgrid.png&run_uuid={run_id}"
     assert urllib.request.urlopen(found, timeout=20).read() == b"picture"
-    assert b"<html" in urllib.request.urlopen(page, timeout=20).read()
+    assert b"<html" in urllib.request.urlopen(server, timeout=20).read()
 
-    experiment, warnings = open_experiment(page, tmp_path / "run", tracking={"uri": page, "experiment": "by server"})
+    experiment, warnings = open_experiment(
+        server, tmp_path / "run", tracking={"uri": server, "experiment": "by server"}
+    )
     experiment.metrics(10, {"a": 1.0})
     (tmp_path / "grid.png").write_bytes(b"another")
     experiment.picture(tmp_path / "grid.png", "samples")
@@ -427,7 +433,89 @@ def test_page_shows_runs_and_pictures_and_takes_new_ones(database: Path, tmp_pat
     assert steps(database, run_id, "a") == [(10, 1.0)]
     (stored,) = database.parent.rglob(f"{run_id}/artifacts/samples/grid.png")
     assert stored.read_bytes() == b"another"
-    assert "works" in tracking.check(page)
+    assert "works" in tracking.describe(server)
+
+
+def test_the_page_says_what_a_run_is(database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Name, source, commit, user, description; the password of a tracking URI is shown nowhere."""
+    from mlflow import MlflowClient
+
+    uri, folder = f"sqlite:///{database}", tmp_path / "digits-experiment"
+    folder.mkdir()
+    config = a_config(
+        uri, variant="swift", teacher={"network": "cnn32", "checkpoint": "t.safetensors"}, student={"network": "cnn8"}
+    )
+    argv = ["/tree/harness/__main__.py", "distill", "digits", "variant=swift", f"tracking.uri={uri}", "a b=1"]
+    monkeypatch.setattr(sys, "argv", argv)
+    warnings: list[str] = []
+    experiment = tracking.Experiment(config, folder, {"commit": "0123456789+"}, warnings.append)
+    experiment.close("FINISHED")
+    assert warnings == []
+    run = the_run(database, folder)
+    assert run.info.run_name == "digits ddad swift seed 3 (digits-experiment)"
+    tags = run.data.tags
+    assert tags["mlflow.source.name"] == "ddad distill digits"
+    assert (tags["mlflow.source.git.commit"], tags["mlflow.source.git.dirty"]) == ("0123456789", "true")
+    assert tags["mlflow.user"]
+    assert "`cnn32`, weights `t.safetensors`" in tags["mlflow.note.content"]
+    assert f"`ddad distill digits variant=swift tracking.uri={uri} 'a b=1'`" in tags["mlflow.note.content"]
+    (found,) = MlflowClient(uri).search_experiments(filter_string="name = 'ddad'")
+    assert found.tags["mlflow.experimentKind"] == "custom_model_development"
+
+    secret = a_config("http://me:hidden@host:1")
+    monkeypatch.setattr(sys, "argv", ["ddad", "distill", "tracking.uri=http://me:hidden@host:1"])
+    shown = page.page_tags(secret, folder, None)
+    assert "hidden" not in json.dumps(shown) and "tracking.uri=http://host:1" in str(shown["mlflow.note.content"])
+
+
+def test_a_default_folder_and_a_sweep_have_plain_names(tmp_path: Path) -> None:
+    config = a_config("none")
+    default = run_folder.default(config)
+    assert page.run_name(config, default, {}) == "digits ddad paper seed 3"
+    assert page.run_name(config, default, {"kind": "sweep"}) == "sweep of digits ddad paper seed 3"
+    child = a_config("none", tracking={"uri": "none", "parent": "0" * 32})
+    assert page.page_tags(child, tmp_path, None)["mlflow.source.name"] == "ddad sweep digits"
+
+
+def test_an_experiment_made_by_others_keeps_its_kind_and_gets_one_where_it_has_none(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    client = stores.connect(uri)
+    for name, tags in {"plain": {}, "traces": {"mlflow.experimentKind": "genai_development"}}.items():
+        client.create_experiment(name, tags=tags)
+        runs.find_experiment(client, name, uri)
+    kinds = [client.get_experiment_by_name(name).tags["mlflow.experimentKind"] for name in ("plain", "traces")]
+    assert kinds == ["custom_model_development", "genai_development"]
+
+
+@pytest.mark.parametrize(("data", "agreement"), [("digits", "agreement"), ("none", "agreement_on_generated")])
+def test_a_finished_run_has_its_scores_as_final_metrics(
+    database: Path, tmp_path: Path, data: str, agreement: str
+) -> None:
+    """Under short names, from the last evaluation; also where MLflow was away until the end."""
+    log = row_log.Log(tmp_path / "metrics.jsonl")
+    log.write(10, 1.0, {"evaluation/agreement": 0.5, "evaluation/student_accuracy": 0.25})
+    log.write(20, 2.0, {"evaluation/agreement": 0.75, "evaluation/student_accuracy": 0.5})
+    log.write(20, 2.0, {"student/total": 1.0})
+    log.close()
+    experiment, warnings = open_experiment(f"sqlite:///{database}", tmp_path, data={"name": data})
+    experiment.close("FINISHED")
+    assert warnings == []
+    metrics = the_run(database, tmp_path).data.metrics
+    assert (metrics["accuracy"], metrics[agreement]) == (0.5, 0.75)
+    assert steps(database, the_run(database, tmp_path).info.run_id, "accuracy") == [(20, 0.5)]
+
+
+def test_a_test_set_is_logged_with_its_digest_once(database: Path, tmp_path: Path) -> None:
+    data = tracking.DataSet("digits", "0123456789abcdef", "/data", {"split": "test", "images": 360})
+    for _ in range(2):  # the second time as a resumed run
+        experiment, warnings = open_experiment(f"sqlite:///{database}", tmp_path)
+        experiment.data_set(data)
+        experiment.close("FINISHED")
+        assert warnings == []
+    (found,) = the_run(database, tmp_path).inputs.dataset_inputs
+    assert (found.dataset.name, found.dataset.digest) == ("digits", "0123456789abcdef")
+    assert json.loads(found.dataset.source) == {"uri": "/data"}
+    assert [(tag.key, tag.value) for tag in found.tags] == [("mlflow.data.context", "test")]
 
 
 def test_two_processes_may_write_the_same_parameters_at_once(tmp_path: Path) -> None:

@@ -8,29 +8,29 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from harness.commands.profile import measure
+from harness.commands.profile import measure, timing
 from harness.config import Config
 
-CLEAR = 64 * 2**20
-"""Bytes by which doubling the batch has to raise a process's peak before it says something of the batch."""
+MIN_GROWTH = 64 * 2**20
+"""Least growth of a process's peak, in bytes, at a doubled batch from which the size of an image is computed."""
 
-MOST = 2**20
+MAX_BATCH = 2**20
 """Larger batches are not tried."""
 
 
 def largest_batch(config: Config, say: Callable[[str], None]) -> tuple[int, str]:
-    """(images a turn, how that was found): tried on a GPU, foretold on a CPU, where trying would end the process.
+    """(images a turn, how that was found): tried on a GPU; predicted on a CPU, where a failed try ends the process.
 
-    Begins at the run's own batch; 0 where not one image a micro-batch fits.
+    Begins at the run's own batch; 0 if not even one image a micro-batch fits.
     """
     if not torch.cuda.is_available():
-        return _foretold(config, say), "foretold from the growth of memory"
+        return _predicted(config, say), "predicted from the growth of memory"
     return search(lambda size: _fits(config, size, say), config.batch_size, config.micro_batches), "tried"
 
 
 def search(fits: Callable[[int], bool], start: int, unit: int) -> int:
     """The largest multiple of `unit` that fits, to a sixteenth: doubles until it fails, then halves what is between."""
-    good, bad, size = 0, MOST, start
+    good, bad, size = 0, MAX_BATCH, start
     while good < size < bad:
         if fits(size):
             good = size
@@ -38,17 +38,17 @@ def search(fits: Callable[[int], bool], start: int, unit: int) -> int:
             bad = size
         if bad - good <= good // 16:
             break
-        size = (2 * good if bad == MOST else (good + bad) // 2) // unit * unit
+        size = (2 * good if bad == MAX_BATCH else (good + bad) // 2) // unit * unit
     return good
 
 
-def foretell(sizes: Sequence[int], peaks: Sequence[float], free: float) -> int | None:
+def predict(sizes: Sequence[int], peaks: Sequence[float], free: float) -> int | None:
     """How many images fit, from peaks in bytes at batches that double, and bytes that are free beyond the last peak.
 
     Activations grow with the batch, the rest does not. None before two growths in a row are clear: a peak stays where
     it was, so the first may be partly hidden below what came before.
     """
-    if len(peaks) < 3 or min(peaks[-1] - peaks[-2], peaks[-2] - peaks[-3]) < CLEAR:
+    if len(peaks) < 3 or min(peaks[-1] - peaks[-2], peaks[-2] - peaks[-3]) < MIN_GROWTH:
         return None
     image = (peaks[-1] - peaks[-2]) / (sizes[-1] - sizes[-2])
     return sizes[-1] + max(0, int(free / image))
@@ -66,22 +66,22 @@ def _fits(config: Config, size: int, say: Callable[[str], None]) -> bool:
     return fit
 
 
-def _foretold(config: Config, say: Callable[[str], None]) -> int:
+def _predicted(config: Config, say: Callable[[str], None]) -> int:
     import psutil
 
     sizes: list[int] = []
     peaks: list[float] = []
     size = config.batch_size
-    while size < MOST:
+    while size < MAX_BATCH:
         _round(config, size, say)
         sizes.append(size)
-        peaks.append(measure.peak_memory(torch.device("cpu")))
+        peaks.append(timing.peak_memory(torch.device("cpu")))
         say(f"batch {size}: {peaks[-1] / 2**20:,.0f} MiB at the peak")
         free = psutil.virtual_memory().available + psutil.Process().memory_info().rss - peaks[-1]
-        if found := foretell(sizes, peaks, free):
+        if found := predict(sizes, peaks, free):
             return found // config.micro_batches * config.micro_batches
         size *= 2
-    return MOST
+    return MAX_BATCH
 
 
 def _round(config: Config, size: int, say: Callable[[str], None]) -> None:

@@ -10,8 +10,6 @@ in a real one.
 from __future__ import annotations
 
 import dataclasses
-import statistics
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -22,36 +20,26 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from harness import methods, resolve
 from harness.algorithm.turns import Answer
+from harness.commands.profile import timing
+from harness.commands.profile.counting import count
 from harness.config import UNTRAINED, Config, Distributed, image_shape
 from harness.distributed.runtime import Runtime
 from harness.networks import roles
 from harness.training.machine import Machine
 from harness.training.players import Player
 
-REPEATS = 5
-"""Times that a part, or a round, is measured, after once to warm up; a long one less often."""
-
-LONG = 20.0
-"""Seconds after which a measurement ends with what it has."""
-
-MATRIX = {"cpu": 1024, "cuda": 8192}
-"""Side of the matrices whose product is the machine's peak."""
-
-COPY_MIB = {"cpu": 256, "cuda": 2048}
-"""Size of the copy that is the machine's peak: far more than caches hold."""
-
-
 Step = Literal["answer", "forward", "backward", "update"]
 """An answer is a forward pass of which nothing is kept for gradients."""
 
 Role = tuple[str, bool, Step]
 """(network, whether it is its own turn, step)."""
+
+
+Call = Callable[[Tensor], Any]
+"""A network as a turn calls it: images or latents -> Tensor or Answer."""
 
 
 @dataclass(frozen=True)
@@ -101,43 +89,43 @@ class Profile:
 
 
 def machine(config: Config, warn: Callable[[str], None]) -> Machine:
-    """The machine of a run on this process alone; a teacher that is absent has random weights."""
+    """The machine of a run on this process. Random weights replace an absent teacher."""
     present = config.teacher.checkpoint == UNTRAINED or Path(str(config.teacher.checkpoint)).exists()
     if not present:
         warn(f"{config.teacher.checkpoint} is not there yet: profiled with random weights")
     teacher = roles.teacher(config if present else resolve.untrained(config), warn)
-    alone = dataclasses.replace(config, distributed=Distributed())
+    one_process = dataclasses.replace(config, distributed=Distributed())
     turns = methods.find(config.method, config.variant)[0].turns(config)
-    return Machine(alone, Runtime(alone), turns, teacher)
+    return Machine(one_process, Runtime(one_process), turns, teacher)
 
 
 def play(built: Machine, index: int) -> None:
-    """A round, to its end on the device."""
-    for place in range(len(built.turns)):
+    """Plays the round `index` and waits until the device has finished it."""
+    for turn_index in range(len(built.turns)):
         for part in range(built.config.micro_batches):
-            built.play(index, place, part)
+            built.play(index, turn_index, part)
     built.health.verify()
 
 
 def measure(built: Machine) -> Profile:
-    """The profile of a machine; its networks are other ones afterwards."""
+    """The profile of a machine. Its networks are trained meanwhile."""
     device = built.runtime.device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     play(built, 0)
     turns = _turns(built)
-    round_seconds = _seconds(lambda _: play(built, 1), device)
-    memory = peak_memory(device)
+    round_seconds = timing.seconds(lambda _: play(built, 1), device)
+    memory = timing.peak_memory(device)
     counts = Counter(step for turn in turns for step in turn)
     parts = [part for role in dict.fromkeys((name, learns) for name, learns, _ in counts) for part in
              _parts(built, *role, counts)]  # fmt: skip
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
-    flops, moved = peaks(device, built.runtime.dtype, built.config.precision)
+    flops, moved = timing.peaks(device, built.runtime.dtype, built.config.precision)
     return Profile(built.config, parts, turns, round_seconds, flops, moved, memory, name)
 
 
 def trace(built: Machine, path: Path) -> None:
-    """A round as torch's profiler sees it, for chrome://tracing or ui.perfetto.dev."""
+    """Writes a round's trace by torch's profiler, for chrome://tracing or ui.perfetto.dev."""
     from torch.profiler import ProfilerActivity, profile  # the module of that name here is another
 
     kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (built.runtime.device.type == "cuda")
@@ -147,41 +135,37 @@ def trace(built: Machine, path: Path) -> None:
     seen.export_chrome_trace(str(path))
 
 
-def peak_memory(device: torch.device) -> float:
-    """Bytes: of the device where it is a GPU, else of this process since it began."""
-    import resource
-
-    if device.type == "cuda":
-        return float(torch.cuda.max_memory_allocated())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
-
-
 def _modules(built: Machine) -> dict[str, nn.Module]:
     found = {name: player.module for name, player in built.players.items()}
     return found | ({"teacher": built.teacher.module} if built.teacher else {})
 
 
 def _turns(built: Machine) -> list[list[Role]]:
-    """What each turn of a round is made of, as seen in one; a role that gives gradients goes backward too."""
+    """The parts of each turn of a round, as recorded while one is played.
+
+    A forward pass that keeps a graph is followed by a backward pass.
+    """
     calls: list[Role] = []
 
-    def heard(name: str) -> Callable[..., None]:
+    def record(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: object, output: object) -> None:
             own = name in built.players and any(p.requires_grad for p in built.players[name].parameters)
             calls.append((name, own, "forward" if torch.is_grad_enabled() else "answer"))
 
         return hook
 
-    handles = [module.register_forward_hook(heard(name)) for name, module in _modules(built).items()]
+    handles = [module.register_forward_hook(record(name)) for name, module in _modules(built).items()]
     turns = []
     with torch.compiler.set_stance("force_eager"):
-        for place, turn in enumerate(built.turns):
+        for turn_index, turn in enumerate(built.turns):
             calls.clear()
-            for part in range(built.config.micro_batches):
-                built.play(1, place, part)
-            backward: list[Role] = [(name, own, "backward") for name, own, step in reversed(calls) if step == "forward"]
             learner = "generator" if turn.kind == "generator" else "student"
-            turns.append([*calls, *backward, (learner, True, "update")])
+            before = built.players[learner].updates
+            for part in range(built.config.micro_batches):
+                built.play(1, turn_index, part)
+            backward: list[Role] = [(name, own, "backward") for name, own, step in reversed(calls) if step == "forward"]
+            updates: list[Role] = [(learner, True, "update")] * (built.players[learner].updates - before)
+            turns.append([*calls, *backward, *updates])
     for handle in handles:
         handle.remove()
     return turns
@@ -192,7 +176,7 @@ def _parts(built: Machine, name: str, learns: bool, counts: Counter[Role]) -> It
     config, device = built.config, built.runtime.device
     player = built.players.get(name)
     steps = [step for step in get_args(Step) if counts[name, learns, step]]
-    call: Callable[[Tensor], Any] = built.teacher if player is None else player if learns else player.frozen_forward  # type: ignore[assignment]
+    call, call_without_graph = _calls(built, player, learns)
     size = config.batch_size // config.micro_batches
     if name == "generator":
         x = torch.randn(size, config.generator.latent_size, device=device, dtype=built.runtime.dtype)
@@ -207,24 +191,33 @@ def _parts(built: Machine, name: str, learns: bool, counts: Counter[Role]) -> It
 
     def answer(_: None) -> None:
         with torch.no_grad():
-            call(x)
+            call_without_graph(x)
 
     with player.turn() if player and learns else nullcontext():
         for step in steps:
             if step in ("answer", "forward"):
                 work: Callable[[None], object] = answer if step == "answer" else forward
-                (flop, moved), seconds = _count(work), _seconds(work, device)
+                (flop, moved), seconds = count(work), timing.seconds(work, device)
             elif step == "backward":
-                flop, moved = _count(_backward, forward)
-                seconds = _seconds(_backward, device, forward)
+                flop, moved = count(_backward, forward)
+                seconds = timing.seconds(_backward, device, forward)
             else:
                 assert player is not None
                 flop, moved = 0, _update_bytes(player)
-                seconds = _seconds(partial(_update, player), device, lambda: _backward(forward()))
+                seconds = timing.seconds(partial(_update, player), device, lambda: _backward(forward()))
             yield Part(name, learns, step, counts[name, learns, step], flop, moved, seconds)
         if player:
             for parameter in player.parameters:
                 parameter.grad = None
+
+
+def _calls(built: Machine, player: Player | None, learns: bool) -> tuple[Call, Call]:
+    """How the turns call a network, with and without a graph; `player` is None for the teacher."""
+    if player is None:
+        assert built.teacher
+        return built.teacher.judge, built.teacher.answer
+    call = player if learns else player.frozen_forward
+    return call, call
 
 
 def _images(built: Machine, size: int) -> Tensor:
@@ -246,63 +239,3 @@ def _update_bytes(player: Player) -> int:
 
 def _update(player: Player, gradients: None) -> None:
     player.engine.step(1e-6, torch.zeros((), device=player.parameters[0].device))
-
-
-class _Bytes(TorchDispatchMode):
-    """Adds up what every operation that makes something new reads and writes."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if not func.is_view:
-            tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs, out)) if isinstance(leaf, Tensor)]
-            self.total += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-        return out
-
-
-def _count(work: Callable[[Any], object], first: Callable[[], Any] = lambda: None) -> tuple[int, int]:
-    """(operations, bytes) of `work` on what `first` gives."""
-    with torch.compiler.set_stance("force_eager"):
-        given = first()
-        with FlopCounterMode(display=False) as flops, _Bytes() as moved:
-            work(given)
-    return int(flops.get_total_flops()), moved.total
-
-
-def _seconds(
-    work: Callable[[Any], object],
-    device: torch.device,
-    first: Callable[[], Any] = lambda: None,
-    middle: Callable[[list[float]], float] = statistics.median,
-) -> float:
-    """Seconds of `work` on what `first` gives, to its end on the device: the median of a few, after one to warm up."""
-    found: list[float] = []
-    began = time.perf_counter()
-    while len(found) <= REPEATS and (len(found) < 2 or time.perf_counter() - began < LONG):
-        given = first()
-        _wait(device)
-        start = time.perf_counter()
-        work(given)
-        _wait(device)
-        found.append(time.perf_counter() - start)
-    return middle(found[1:])
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
-def peaks(device: torch.device, dtype: torch.dtype, precision: str) -> tuple[float, float]:
-    """(operations, bytes) a second of a large matrix product in the run's precision, and of a large copy: the best."""
-    side = MATRIX[device.type]
-    kind = torch.bfloat16 if precision == "bf16" else dtype
-    a, b = (torch.randn(side, side, device=device, dtype=kind) for _ in range(2))
-    source = torch.randn(COPY_MIB[device.type] * 2**18, device=device)
-    target = torch.empty_like(source)
-    product = _seconds(lambda _: a @ b, device, middle=min)
-    copy = _seconds(lambda _: target.copy_(source), device, middle=min)
-    return 2 * side**3 / product, 2 * source.numel() * source.element_size() / copy

@@ -15,12 +15,16 @@ from harness.commands.profile.measure import Profile
 from harness.compare.markdown import pipe_table
 from harness.config import Config, identity
 from harness.errors import UserError
+from harness.run import palette
 
 STEPS = {"answer": "forward, no graph", "forward": "forward", "backward": "backward", "update": "update"}
 """What the steps are called."""
 
-COLOURS = {"answer": "#56b4e9", "forward": "#0072b2", "backward": "#d55e00", "update": "#009e73", "rest": "#b0b0b0"}
-"""Okabe and Ito's, which colour-blind readers can tell apart."""
+COLOURS = {
+    "answer": palette.SKY, "forward": palette.BLUE, "backward": palette.VERMILION, "update": palette.GREEN,
+    "rest": palette.GREY,
+}  # fmt: skip
+"""The colour of each step."""
 
 NUM_TEXT = 3
 """The columns of the table that hold text: the first ones."""
@@ -35,7 +39,7 @@ def run(config: Config, output: Path | None, find_batch: bool, traced: bool, say
     UserError where the folder holds anything else, or no round can be played.
     """
     folder = output or Path("profiles") / f"{config.recipe}-{identity(config)}"
-    _check(folder)
+    _check_folder(folder)
     if config.method == "supervised":
         raise UserError("method=supervised: a profile is of a distillation; name another method")
     built = measure.machine(config, say)
@@ -122,7 +126,7 @@ def markdown(found: Profile) -> list[str]:
 
 
 def summary(found: Profile) -> list[str]:
-    """What the table is of."""
+    """What the table describes: run, machine, peak memory."""
     config = found.config
     peaks = (
         f"machine's peaks: {found.peak_flops / 1e9:,.4g} GFLOP/s in a matrix product, "
@@ -173,8 +177,8 @@ def draw(found: Profile, path: Path) -> bool:
     return True
 
 
-def _check(folder: Path) -> None:
-    """UserError before anything is measured, where the profile could not be written."""
+def _check_folder(folder: Path) -> None:
+    """Raises UserError if the profile could not be written, before anything is measured."""
     try:
         foreign = sorted(path.name for path in folder.iterdir() if path.name not in OWN) if folder.exists() else []
         folder.mkdir(parents=True, exist_ok=True)
