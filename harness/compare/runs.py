@@ -41,7 +41,7 @@ class Run:
     """A run to compare."""
 
     name: str
-    """The run folder, or the name of the MLflow run."""
+    """The run folder; from MLflow, the name of that folder, or of the run where others logged it."""
     config: dict[str, Any]
     """The fields that determine the result, by dotted path; those that are null are left out."""
     scores: dict[str, float] = field(default_factory=dict)
@@ -197,7 +197,8 @@ def _of_record(record: tracking.RunRecord) -> Run:
     curve = _evaluations(rows.values(), flat["data.name"])
     last = {name: value for name, value in curve[-1].items() if name != "round"} if curve else {}
     is_trial = "outcome" in record.tags  # a sweep's repetitions over seeds are children too, without an outcome
-    return Run(record.name, flat, last, curve, excluded, record.tags.get("mlflow.parentRunId") if is_trial else None)
+    parent = record.tags.get("mlflow.parentRunId") if is_trial else None
+    return Run(record.tags.get("folder", record.name), flat, last, curve, excluded, parent)
 
 
 def _evaluations(rows: Iterable[Mapping[str, Any]], data: str) -> list[dict[str, float]]:

@@ -175,7 +175,7 @@ def environment() -> dict[str, Any]:
 
 def commit() -> str | None:
     """The commit of the code that runs, with `+` where the tree has changes; None outside a git checkout."""
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None
 
