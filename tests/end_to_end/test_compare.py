@@ -24,7 +24,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, taught: tuple[Path, object]) 
     place = tmp_path_factory.mktemp("made")
     copy_teacher(taught[0], place)
     for name, words in FOUR.items():
-        said = give(*DIGITS, "evaluate_every=1", *words, "--output", name, place=place)
+        said = give(*DIGITS, "evaluate_every=1", *words, "--output", name, cwd=place)
         assert said.code == 0, said.err
     return place
 

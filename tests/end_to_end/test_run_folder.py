@@ -42,7 +42,7 @@ def test_output_is_plain_lines_without_a_terminal(run: Run) -> None:
     shown = [re.fullmatch(pattern, line) for line in lines[:3]]
     assert [match and match[1] for match in shown] == ["2", "4", "6"], lines
     table = "\n".join(lines[3:])
-    for word in ("network", "parameters", "accuracy", "agreement", "seconds", "56,554", "8,254"):
+    for word in ("teacher cnn32", "student cnn12", "parameters", "accuracy", "agreement", "seconds", "56,554", "8,254"):
         assert word in table
     assert f"{run.result['student']['accuracy']:.2%}" in table and f"{run.result['agreement']:.2%}" in table
     shown_folder = run.folder.relative_to(run.place)
@@ -162,6 +162,9 @@ def test_result_has_the_agreed_fields(run: Run) -> None:
         "rounds": 6, "student_updates": 30, "agreement_on": "test", "world_size": 1, "device": "cpu", "data_free": True,
     }  # fmt: skip
     assert 0 < teacher.pop("accuracy") < 1 and 0 < student.pop("accuracy") < 1 and 0 < figures["agreement"] < 1
+    for network in (teacher, student):
+        assert network.pop("macs") > 0 and network.pop("milliseconds") > 0
+        assert network.pop("bytes") >= 4 * network["parameters"]
     assert teacher == {"network": "cnn32", "parameters": 56_554, "sha256": sha256(run.place / TEACHER)}
     assert student == {"network": "cnn12", "parameters": 8_254}
     assert figures["rounds_per_second"] == pytest.approx(6 / figures["wall_seconds"], rel=0.01)
