@@ -66,14 +66,15 @@ def attention(t: Sequence[Tensor], s: Sequence[Tensor]) -> Term:
 def features(t: Sequence[Tensor], s: Sequence[Tensor]) -> Term:
     """Distance between the outputs of blocks [B, C, ...] of teacher and student, pair by pair (FitNets, 1412.6550).
 
-    mean_l [ mean (t_l - s_l)^2 / var(t_l) ], the variance over all numbers of the batch: 0 where the blocks answer
-    alike, about 1 where the student's block answers the teacher's mean.
+    mean_l [ mean (t_l - s_l)^2 / var(t_l) ], the variance over all numbers of the batch, of at least a thousandth of
+    their mean square: 0 where the blocks answer alike, about 1 where the student's answers the teacher's mean.
     """
     pairs = list(zip(t, s, strict=True))
     sums = [torch.stack([(a - b).square().sum(), a.sum(), a.square().sum(), a.new_tensor(a.numel())]) for a, b in pairs]
-    error, first, second, count = (yield torch.cat(sums)).view(-1, 4).unbind(1)
-    variance = second / count - (first / count).square()
-    return (error / count / variance.clamp_min(torch.finfo(variance.dtype).tiny)).mean()
+    total = (yield torch.cat(sums)).view(-1, 4)
+    error, first, second = (total[:, :3] / total[:, 3:]).unbind(1)
+    variance = (second - first.square()).maximum(1e-3 * second)  # rounding of the difference stays far below
+    return (error / variance.clamp_min(torch.finfo(variance.dtype).tiny)).mean()
 
 
 # Terms of the generator's turn.

@@ -38,14 +38,18 @@ PLAYED_STEPS = 3
 """Image steps that are played of a batch that takes many."""
 
 
+now = time.perf_counter
+"""The clock, in seconds."""
+
+
 @dataclass(frozen=True)
 class Estimate:
     """What a run costs on one process of this machine."""
 
     round_seconds: float
     """Mean over the rounds of the run."""
-    warmup_seconds: float
-    """All turns of the generator's warm-up, before the first round."""
+    preparation_seconds: float
+    """All steps before the first round: the generator's warm-up, and the reconstruction of a pruned student."""
     memory: float
     """Peak bytes: of the device where it is a GPU, else of this process."""
     disk: int
@@ -70,7 +74,7 @@ def estimate(config: Config, output: Path | None, say: Callable[[str], None]) ->
     if pool := built.sources.pool:
         size = pool.capacity * pool.batch_bytes / 2**20
         say(f"pool         {pool.capacity} batches, {size:,.3g} MiB, in the memory and in each checkpoint")
-    total = _duration(config.rounds * found.round_seconds + found.warmup_seconds)
+    total = _duration(config.rounds * found.round_seconds + found.preparation_seconds)
     processes = " on one process" if (config.distributed.world_size or 1) > 1 else ""
     say(f"time         {config.rounds} rounds of {found.round_seconds:.3g} s{processes}: {total}, and the evaluation")
     say(f"memory       {found.memory / 2**20:,.0f} MiB at its peak")
@@ -99,14 +103,21 @@ def measure(built: Machine, config: Config) -> Estimate:
     total = 0.0
     for count, index in _phases(config):
         total += count * _median(functools.partial(_round_seconds, built, config, index))
-    return Estimate(total / config.rounds, _warmup_seconds(built), _memory(built), _disk(built))
+    return Estimate(total / config.rounds, _preparation_seconds(built), _memory(built), _disk(built))
 
 
-def _warmup_seconds(built: Machine) -> float:
-    """Seconds of all turns of the generator's warm-up (`Machine.warm_up`)."""
-    count = built.config.generator.warmup
-    turns = [index for index, turn in enumerate(built.turns) if turn.kind == "generator"]
-    return count * _median(functools.partial(_turn_seconds, built, -1, turns[0])) if count and turns else 0.0
+def _preparation_seconds(built: Machine) -> float:
+    """Seconds of all steps before the first round (`Machine.prepare`)."""
+    warmup = built.config.generator.warmup
+    seconds = warmup * _median(functools.partial(_preparation, built, warmup - 1)) if warmup else 0.0
+    return seconds + sum(_preparation(built, step) for step in range(warmup, built.num_preparations))
+
+
+def _preparation(built: Machine, step: int) -> float:
+    began = now()
+    built.prepare(step)
+    built.health.verify()  # waits for the device
+    return now() - began
 
 
 def _phases(config: Config) -> list[tuple[int, int]]:
@@ -147,17 +158,17 @@ def _round_seconds(built: Machine, config: Config, round_index: int) -> float:
 
 def _turn_seconds(built: Machine, round_index: int, turn_index: int) -> float:
     """Seconds of all micro-batches of a turn, to their end on the device."""
-    began = time.perf_counter()
+    began = now()
     for part in range(built.config.micro_batches):
         built.play(round_index, turn_index, part)
     built.health.verify()  # waits for the device
-    return time.perf_counter() - began
+    return now() - began
 
 
 def _median(measure_once: Callable[[], float]) -> float:
     """The median of up to REPEATS measurements; fewer where they take long."""
-    began, found = time.perf_counter(), [measure_once()]
-    while len(found) < REPEATS and time.perf_counter() - began < TIME_LIMIT:
+    began, found = now(), [measure_once()]
+    while len(found) < REPEATS and now() - began < TIME_LIMIT:
         found.append(measure_once())
     return statistics.median(found)
 

@@ -46,7 +46,7 @@ _WARM: Overlay = merge(
     {
         "replay": {"augment": True},
         "weights": {"batch_norm": 3.0},
-        "student": {"lr": 0.02, "schedule": "cosine", "average": 0.0, "features": 100.0, "reconstruct": 6},
+        "student": {"lr": 0.02, "schedule": "cosine", "average": 0.0, "features": 100.0, "reconstruct": 6, "clip": 5.0},
         "generator": {"lr": 3e-3, "warmup": 80},
     },
 )
