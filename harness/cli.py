@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -23,11 +21,8 @@ from harness.commands.arguments import (
     to_numbers,
     to_size,
 )
-from harness.commands.session import Signals, conclude, follow, rank, report_error, say, show, tell
-from harness.errors import Diverged, Lost, UserError
-
-if TYPE_CHECKING:
-    pass
+from harness.commands.session import Signals, conclude, follow, run_command, say, show, tell
+from harness.errors import UserError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -292,51 +287,6 @@ def ui(
     tracking.ui(uri, host, port)
 
 
-def _check_packages() -> None:
-    """`tasks` and `tune` are also names of unrelated packages on PyPI: make sure that ours are the ones imported."""
-    import importlib.util
-
-    ours = Path(__file__).resolve().parents[1]
-    for name in ("tasks", "tune"):
-        spec = importlib.util.find_spec(name)
-        parents = [Path(folder).resolve().parent for folder in (spec.submodule_search_locations or [])] if spec else []
-        if spec and ours not in parents:
-            raise UserError(
-                f"the package {name!r} that Python finds is not ddad's but {spec.origin}: uninstall that one, "
-                "or install ddad in an environment of its own"
-            )
-
-
-def _leave(number: int, frame: object) -> NoReturn:
-    """Ends the process at once, where there is no run to save: an exception raised during imports may be swallowed."""
-    os._exit(128 + number)
-
-
 def main() -> NoReturn:
     """Runs the command; a mistake is one line on standard error and exit code 2, never a traceback."""
-    before = {number: signal.signal(number, _leave) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        _check_packages()
-        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
-    except (UserError, Diverged) as error:
-        report_error(str(error))
-        code = error.exit_code
-    except Lost as error:
-        if rank() <= 1:  # rank 0 may be the one that was lost
-            print(f"ddad: {error}", file=sys.stderr, flush=True)
-        code = error.exit_code
-    except Exception as error:
-        if not hasattr(error, "format_message"):  # a usage error of typer's own command parser
-            raise
-        report_error(error.format_message())
-        code = 2
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        # All is written, and the others are waited for. A library's thread that meets the interpreter's end may abort
-        # the process, which a launcher takes for a failure of the run.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code or 0)
-    sys.exit(code or 0)
+    run_command(lambda: app(sys.argv[1:] or ["--help"], standalone_mode=False))

@@ -9,9 +9,12 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
+
+from harness.errors import Diverged, Lost, UserError
 
 if TYPE_CHECKING:
     from harness.training.distill import Report
@@ -102,3 +105,53 @@ def show(found: dict[str, Any], as_json: bool, lines: Callable[[dict[str, Any]],
         print(json.dumps(found))
     else:
         print("\n".join(lines(found)))
+
+
+def _check_packages() -> None:
+    """`tasks` and `tune` are also names of unrelated packages on PyPI: make sure that ours are the ones imported."""
+    import importlib.util
+
+    ours = Path(__file__).resolve().parents[2]
+    for name in ("tasks", "tune"):
+        spec = importlib.util.find_spec(name)
+        parents = [Path(folder).resolve().parent for folder in (spec.submodule_search_locations or [])] if spec else []
+        if spec and ours not in parents:
+            raise UserError(
+                f"the package {name!r} that Python finds is not ddad's but {spec.origin}: uninstall that one, "
+                "or install ddad in an environment of its own"
+            )
+
+
+def _leave(number: int, frame: object) -> NoReturn:
+    """Ends the process at once, where there is no run to save: an exception raised during imports may be swallowed."""
+    os._exit(128 + number)
+
+
+def run_command(command: Callable[[], int | None]) -> NoReturn:
+    """Runs a command and exits; a mistake is one line on standard error and exit code 2, never a traceback."""
+    before = {number: signal.signal(number, _leave) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        _check_packages()
+        code = command()
+    except (UserError, Diverged) as error:
+        report_error(str(error))
+        code = error.exit_code
+    except Lost as error:
+        if rank() <= 1:  # rank 0 may be the one that was lost
+            print(f"ddad: {error}", file=sys.stderr, flush=True)
+        code = error.exit_code
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # a usage error of typer's own command parser
+            raise
+        report_error(error.format_message())
+        code = 2
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # All is written, and the others are waited for. A library's thread that meets the interpreter's end may abort
+        # the process, which a launcher takes for a failure of the run.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code or 0)
+    sys.exit(code or 0)

@@ -1,4 +1,4 @@
-"""The exponential average of a network's weights over its updates, which is evaluated and exported (decision 14)."""
+"""The exponential average of a network's weights over its updates, which is evaluated and exported (decision 13)."""
 
 from __future__ import annotations
 
