@@ -24,7 +24,7 @@ SECONDS_TO_REPORT = 60.0
 
 
 class Signals:
-    """Turns the first SIGINT or SIGTERM into a reason to stop after the round; a second one ends at once."""
+    """Turns the first SIGINT or SIGTERM into a reason to stop within seconds; a second one ends at once."""
 
     def __init__(self) -> None:
         self.received: int | None = None

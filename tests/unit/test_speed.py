@@ -283,20 +283,20 @@ def test_switches_are_set_back_in_reverse() -> None:
 @pytest.mark.usefixtures("counted")
 @pytest.mark.parametrize("end", ["finished", "closed early", "failed"])
 def test_a_run_sets_its_switches_back(end: str, tmp_path: Path) -> None:
-    before = torch._dynamo.config.recompile_limit
-    assert before != speed.MAX_GRAPHS
-    over = {"recipe": "bare", "rounds": 1, "pictures": False, "tracking": {"uri": "none"}, "speed": {"compile": True},
-            "log_every": 1, "data": {"name": "none"}}  # fmt: skip
+    over: Overlay = {"recipe": "bare", "rounds": 1, "pictures": False, "tracking": {"uri": "none"}, "log_every": 1,
+                     "speed": {"compile": True}, "data": {"name": "none"}}  # fmt: skip
     if end == "failed":
-        over["weights"] = {"adversarial": 1e39}
-    reports = distill.rounds(config_module.build(merge(SMALL, over)), tmp_path / "run")
-    with pytest.raises(Diverged) if end == "failed" else nullcontext():
-        next(reports)
-        assert torch._dynamo.config.recompile_limit == speed.MAX_GRAPHS
-        if end == "finished":
-            assert [report.result is not None for report in reports] == [True]
-    reports.close()
-    assert torch._dynamo.config.recompile_limit == before
+        over = merge(over, {"weights": {"adversarial": 1e39}})
+    # Tests that build a Runtime and never close it leave theirs.
+    with torch._dynamo.config.patch(recompile_limit=3):
+        reports = distill.rounds(config_module.build(merge(SMALL, over)), tmp_path / "run")
+        with pytest.raises(Diverged) if end == "failed" else nullcontext():
+            next(reports)
+            assert torch._dynamo.config.recompile_limit == speed.MAX_GRAPHS
+            if end == "finished":
+                assert [report.result is not None for report in reports] == [True]
+        reports.close()
+        assert torch._dynamo.config.recompile_limit == 3
 
 
 @pytest.mark.parametrize("taught", [True, False])
