@@ -1,4 +1,4 @@
-"""What a network between processes has to carry, on paper: bytes of a round by strategy, and the bandwidth they need.
+"""Estimated traffic of a network between processes: bytes of a round by strategy, and the bandwidth they need.
 
     python -m benchmarks.bandwidth [--batch 32] [--tflops 50] [--share 0.2]
 
@@ -30,7 +30,7 @@ WORLDS = (8, 64, 512)
 
 
 def passes(strategy: str, stage: int = 0) -> tuple[float, float]:
-    """How often a network's bytes cross the wire (in halves of an all-reduce): in its own turn, as a guest's forward.
+    """How often a network's bytes cross the wire (in halves of an all-reduce): in its own turn, in the forward pass of other turns.
 
     Under stage 3 and FSDP weights are gathered for forward and for backward, and gradients scattered.
     """
@@ -41,7 +41,7 @@ def passes(strategy: str, stage: int = 0) -> tuple[float, float]:
 def sent(sizes: Mapping[str, float], steps: int, own: float, guest: float, teacher: bool) -> float:
     """Bytes a process sends in a round, but for the factor (W - 1) / W: `steps` student turns, one of the generator.
 
-    A student is a guest of the generator's turn forward and backward, a generator of each student turn forward alone.
+    The student runs forward and backward in the generator's turn, the generator only forward in each student turn.
     """
     student = sizes["student"] * (steps * own + 2 * guest)
     generator = sizes["generator"] * (own + steps * guest)
@@ -84,8 +84,8 @@ def _count(config: Config) -> tuple[float, dict[str, float], int]:
     turns = methods.find(config.method, config.variant)[0].turns(config)
     machine = Machine(config, Runtime(config), turns, roles.teacher(config))
     with FlopCounterMode(display=False) as counter:
-        for place in range(len(turns)):
-            machine.play(0, place)
+        for turn_index in range(len(turns)):
+            machine.play(0, turn_index)
     assert machine.teacher and machine.generator
     modules = {
         "teacher": machine.teacher.module, "student": machine.student.module, "generator": machine.generator.module,

@@ -121,9 +121,9 @@ def draw(rows: Sequence[Row], path: Path, title: str) -> None:
 
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for colour, (name, runs) in zip(itertools.cycle(COLOURS), by_method(rows).items(), strict=False):
-        for place, row in enumerate(runs):
+        for index, row in enumerate(runs):
             seconds, agreements = zip(*row["curve"], strict=True)
-            shown, label = [100 * value for value in agreements], name if place == 0 else None
+            shown, label = [100 * value for value in agreements], name if index == 0 else None
             axes.plot(seconds, shown, color=colour, alpha=0.7, label=label)
     axes.set(xlabel="seconds", ylabel="agreement with the teacher, %", ylim=(0, 100), title=title)
     axes.grid(alpha=0.3)

@@ -260,17 +260,17 @@ def _run(name: str, suite: Suite, method: str, seed: int, budget: Budget) -> Cal
             **same, "rounds": count, "log_every": max(1, count // 50), "evaluate_every": max(1, count // EVALUATIONS),
             "checkpoint": {"every": max(1, count // 4), "keep": 1},
         }  # fmt: skip
-        settings, place = config(name, suite, method, seed, over), WORK / f"{name}-{method}-{seed}"
+        settings, folder = config(name, suite, method, seed, over), WORK / f"{name}-{method}-{seed}"
         last = None
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
-        for last in distill.rounds(settings, place, _until(deadline), print):
+        for last in distill.rounds(settings, folder, _until(deadline), print):
             if last.stopped:
                 return []
         assert last and last.result
         result = last.result
         score = next(value for key, value in result["student"].items() if key not in ("network", "parameters", "sizes"))
-        curve = [[row["seconds"], row["evaluation/agreement"]] for row in metrics.read(place / "metrics.jsonl")
+        curve = [[row["seconds"], row["evaluation/agreement"]] for row in metrics.read(folder / "metrics.jsonl")
                  if "evaluation/agreement" in row]  # fmt: skip
         return [{
             "suite": name, "budget": f"seconds={budget.seconds:g}", "method": settings.method,

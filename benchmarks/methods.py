@@ -111,7 +111,7 @@ class Run:
         return (suite.recipe, *suite.words, *self.words, *found, *own, *quiet)
 
     def config(self, rounds: int) -> Config:
-        """What a run of so many rounds is."""
+        """The configuration of a run with this number of rounds."""
         recipe, *words = self.command(rounds, 0)
         return resolve.resolve(recipe, None, resolve.read_overrides(words))
 
@@ -121,7 +121,7 @@ class Run:
         return sum(turn.kind == "student" for turn in methods.METHODS[config.method].turns(config))
 
 
-def place(run: Run, config: Config) -> Path:
+def run_folder(run: Run, config: Config) -> Path:
     """The run's folder."""
     return Path("runs") / "methods" / f"{run.suite}-{config.method}-{identity(config)}"
 
@@ -130,7 +130,7 @@ def execute(run: Run, rounds: int, evaluate_every: int) -> dict[str, Any]:
     """Runs to the end, or reads what it ended with; its row."""
     recipe, *words = run.command(rounds, evaluate_every)
     config = resolve.resolve(recipe, None, resolve.read_overrides(words))
-    output = place(run, config)
+    output = run_folder(run, config)
     words = [*words, "pictures=false", "--output", str(output)]
     finished = folder.result(output) is not None  # by a process that ended before it could say so
     process = subprocess.Popen([sys.executable, "-m", "harness", "distill", recipe, *words], stdout=subprocess.DEVNULL)
@@ -204,7 +204,7 @@ def compare(suite: str, runs: Sequence[Run], budget: Budget) -> str:
     title = f"{suite}, {amount:g} {kind} for each method"
     draw(found, RESULTS / f"{suite}-{kind}.png", title)
     first = [(run, run.config(row["rounds"])) for run, row in zip(runs, found, strict=True) if run.seed == runs[0].seed]
-    shown = {run.method: (config, place(run, config)) for run, config in first}
+    shown = {run.method: (config, run_folder(run, config)) for run, config in first}
     samples.draw(shown, RESULTS / f"{suite}-{kind}-samples.png", f"{title}: generated images, seed {runs[0].seed}")
     return table(found)
 

@@ -37,9 +37,9 @@ def draw(runs: Mapping[str, tuple[Config, Path]], path: Path, title: str) -> Non
     rows = {name: sample(config, checkpoint) for name, (config, checkpoint) in found.items() if checkpoint}
     if not rows:
         return
-    figure, places = plt.subplots(len(rows), figsize=(9, 0.6 * len(rows) + 0.4), layout="constrained", squeeze=False)
+    figure, all_axes = plt.subplots(len(rows), figsize=(9, 0.6 * len(rows) + 0.4), layout="constrained", squeeze=False)
     figure.suptitle(title, fontsize=10)
-    for axes, (name, row) in zip(places[:, 0], rows.items(), strict=True):
+    for axes, (name, row) in zip(all_axes[:, 0], rows.items(), strict=True):
         axes.imshow(row, interpolation="nearest")
         axes.set(xticks=[], yticks=[])
         axes.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)

@@ -175,9 +175,9 @@ def _start(setting: Setting, num_rounds: int) -> dict[str, Any]:
         environment = {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR", **os.environ}
         began, before, own = time.monotonic(), psutil.cpu_times(), os.times()
         parts = []
-        for place in range(setting.num_runs):
+        for number in range(setting.num_runs):
             command = [sys.executable, *(launcher if setting.num_runs == 1 else []), *words]
-            variables = {**environment, "APART": str(place)} if setting.num_runs > 1 else environment
+            variables = {**environment, "APART": str(number)} if setting.num_runs > 1 else environment
             parts.append(subprocess.Popen(command, env=variables, stdout=sys.stderr))
         if any(part.wait() for part in parts):
             sys.exit(f"a process of {setting} failed")
@@ -208,8 +208,8 @@ def _meet(folder: Path, setting: Setting) -> None:
 
 
 def _round(machine: Machine, index: int) -> None:
-    for place in range(len(machine.turns)):
-        machine.play(index, place)
+    for turn_index in range(len(machine.turns)):
+        machine.play(index, turn_index)
 
 
 def _numel(shapes: list[list[int]]) -> int:

@@ -33,13 +33,13 @@ HEAD = """\
 
 
 def sweep(name: str, *words: str) -> dict[str, Any]:
-    """The report of a sweep of digits in SWEEPS / name, which is made, or gone on with, where it is not finished."""
-    place = SWEEPS / name
-    if not (place / "report.json").exists():
-        going = ["--resume"] if (place / "sweep.json").exists() else []
-        command = ["-m", "harness", "sweep", "digits", *words, "--parallel", "1", "--output", str(place), *going]
+    """The report of a sweep of digits in SWEEPS / name, which is run or resumed if it is not finished."""
+    folder = SWEEPS / name
+    if not (folder / "report.json").exists():
+        going = ["--resume"] if (folder / "sweep.json").exists() else []
+        command = ["-m", "harness", "sweep", "digits", *words, "--parallel", "1", "--output", str(folder), *going]
         subprocess.run([sys.executable, *command, "tracking.uri=none"], check=True)
-    report: dict[str, Any] = json.loads((place / "report.json").read_text())
+    report: dict[str, Any] = json.loads((folder / "report.json").read_text())
     return report
 
 

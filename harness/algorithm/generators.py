@@ -1,8 +1,8 @@
 """Generator networks: z [B, Z] -> images [B, C, H, W] in the teacher's normalised input space.
 
 `upsample` follows the generator of DAFL and DFAD for classification, `affine` that of ZSKT, `pixels` that of DFQ,
-`dcgan` that of DFAD for segmentation; how they depart from them is in docs/method.md. None has a bias before a batch
-norm.
+`dcgan` that of DFAD for segmentation; docs/method.md lists the differences. No layer before a batch norm has a
+bias.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Upsample(nn.Module):
         )
 
     def end(self, channels: int) -> list[nn.Module]:
-        """What follows the last convolution."""
+        """The layers after the last convolution."""
         return [nn.Tanh(), nn.BatchNorm2d(channels, affine=False)]
 
     def forward(self, z: Tensor) -> Tensor:
@@ -64,12 +64,12 @@ class Pixels(Upsample):
     """`Upsample` that ends in a sigmoid: pixels in 0..1."""
 
     def end(self, channels: int) -> list[nn.Module]:
-        """Pixels."""
+        """A sigmoid."""
         return [nn.Sigmoid()]
 
 
 class Normalise(nn.Module):
-    """Pixels [B, C, H, W] in 0..1 -> (x - mean) / std by channel; nothing is learnt and nothing is saved."""
+    """Pixels [B, C, H, W] in 0..1 -> (x - mean) / std by channel; no parameters, nothing in the state_dict."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
@@ -125,9 +125,9 @@ Normalisation = tuple[Sequence[float], Sequence[float]]
 def build(
     name: str, latent_size: int, shape: tuple[int, int, int], width: int = 0, normalisation: Normalisation | None = None
 ) -> nn.Module:
-    """A generator of images of `shape` (C, H, W); `width` 0 is the usual one. ValueError where the sides don't fit.
+    """A generator of images of `shape` (C, H, W); `width` 0: the usual one. Raises ValueError if a side does not fit.
 
-    `normalisation`: what the images go through where the generator makes pixels; None leaves them pixels.
+    `normalisation`: applied to the images of the generator `pixels`; None: they stay pixels in 0..1.
     """
     kind = GENERATORS[name]
     for side in shape[1:]:

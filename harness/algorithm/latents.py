@@ -1,4 +1,4 @@
-"""Random draws as pure functions of where they are used: nothing random needs saving, every rank agrees."""
+"""Random draws as pure functions of their keys: no random state has to be saved, and all ranks draw the same."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ def mix(*keys: int | str) -> int:
 def latents(rows: range, total: int, size: int, *keys: int | str) -> Tensor:
     """Rows of the global batch z ~ N(0, I) of `total` samples: z [len(rows), size], fp32, on the CPU.
 
-    The whole batch is drawn, because torch's draws depend on how many are drawn: N ranks slice what one would have.
+    Every rank draws the whole batch and slices it, because torch's values depend on how many are drawn in one call.
     """
     source = torch.Generator().manual_seed(mix(*keys))
     return torch.randn(total, size, generator=source)[rows.start : rows.stop]
 
 
 def classes(rows: range, total: int, count: int, *keys: int | str) -> Tensor:
-    """As `latents`, the class y [len(rows)] that an image is made for: of a batch each of `count` as often as any."""
+    """Like `latents`: target classes y [len(rows)] in 0 .. count - 1, equally frequent in the global batch."""
     source = torch.Generator().manual_seed(mix(*keys))
     return (torch.randperm(total, generator=source) % count)[rows.start : rows.stop]
 
 
 def uniform(rows: range, total: int, size: int, *keys: int | str) -> Tensor:
-    """As `latents`, of numbers in [0, 1)."""
+    """Like `latents`: numbers from the uniform distribution over [0, 1), [len(rows), size]."""
     source = torch.Generator().manual_seed(mix(*keys))
     return torch.rand(total, size, generator=source)[rows.start : rows.stop]
 
@@ -41,10 +41,10 @@ def shard(total: int, rank: int, world_size: int) -> range:
 
 
 def seed_dropout(device: torch.device, seed: int) -> None:
-    """Starts torch's own draws anew, on the host and on this device.
+    """Seeds torch's global generators, on the host and on this device.
 
-    torch.manual_seed notes a call, with its stack, for each kind of device that is not in use: milliseconds a turn,
-    and memory that grows.
+    torch.manual_seed also records a call, with its stack, for each kind of device that is not in use. This costs
+    milliseconds in every turn, and memory that grows.
     """
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
@@ -52,7 +52,7 @@ def seed_dropout(device: torch.device, seed: int) -> None:
 
 
 def send(values: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host on the device; the host does not wait until it is there."""
+    """Copies a host tensor to the device; the host does not wait for the copy."""
     if device.type == "cuda":
         return values.pin_memory().to(device, non_blocking=True)
     return values.to(device)

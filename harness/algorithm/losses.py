@@ -66,8 +66,8 @@ def attention(t: Sequence[Tensor], s: Sequence[Tensor]) -> Term:
 def features(t: Sequence[Tensor], s: Sequence[Tensor]) -> Term:
     """Distance between the outputs of blocks [B, C, ...] of teacher and student, pair by pair (FitNets, 1412.6550).
 
-    mean_l [ mean (t_l - s_l)^2 / var(t_l) ], the variance over all numbers of the batch, of at least a thousandth of
-    their mean square: 0 where the blocks answer alike, about 1 where the student's answers the teacher's mean.
+    mean_l [ mean (t_l - s_l)^2 / var(t_l) ], the variance over all values of the batch, at least a thousandth of their
+    mean square: 0 for equal outputs, about 1 for a student's block whose output is the teacher's mean.
     """
     pairs = list(zip(t, s, strict=True))
     sums = [torch.stack([(a - b).square().sum(), a.sum(), a.square().sum(), a.new_tensor(a.numel())]) for a, b in pairs]
@@ -83,7 +83,7 @@ def features(t: Sequence[Tensor], s: Sequence[Tensor]) -> Term:
 def adversarial(t: Tensor, s: Tensor, name: str, temperature: float, transform: str, where: str = "all") -> Term:
     """A(D(t, s)); A is the identity, or log(1 + .) as in DFAD's segmentation.
 
-    `where` "agreed": a prediction counts 0 where t and s are of different classes (CMI, arXiv 2105.08584).
+    `where` "agreed": positions where t and s predict different classes count as 0 (CMI, arXiv 2105.08584).
     """
     values = DISCREPANCIES[name](t, s, temperature)
     if where == "agreed":
@@ -122,7 +122,7 @@ def sample_entropy(t: Tensor) -> Term:
 
 def activation(features: Tensor | None) -> Term:
     """-mean |f| over the penultimate features (DAFL)."""
-    assert features is not None, "the teacher was not asked for its features"
+    assert features is not None, "the teacher's features were not collected"
     return _negative(mean(features.abs()))
 
 
@@ -146,7 +146,7 @@ def image_norm(x: Tensor) -> Term:
 def contrastive(local: Tensor, whole: Tensor, rows: range, total: int, bank: Tensor, temperature: float) -> Term:
     """Each view of an image against the other views of all images, as a classification (CMI, arXiv 2105.08584).
 
-    `local`, `whole` [b, D]: two views of the images `rows` out of `total`; `bank` [2, M, D]: those of earlier images.
+    `local`, `whole` [b, D]: two views of the images `rows` out of `total`; `bank` [2, M, D]: views of earlier images.
     All have norm 1. CE over rows of local . whole^T / temperature, whose classes are the images: the mean over the
     batch, plus the mean over the bank. `whole` and its bank are constants, as in the public code.
     """
@@ -160,7 +160,7 @@ def contrastive(local: Tensor, whole: Tensor, rows: range, total: int, bank: Ten
     return values[:total].mean() + (values[total:].mean() if bank.shape[1] else 0.0)
 
 
-# Watched, never descended: a generator that collapses shows here.
+# Logged, never part of a loss: these values show when a generator collapses.
 
 
 def entropy(t: Tensor) -> Term:
@@ -171,7 +171,7 @@ def entropy(t: Tensor) -> Term:
 
 def top_class(t: Tensor) -> Term:
     """Share of the global batch that the teacher puts in its most frequent class."""
-    classes = torch.arange(t.shape[1], device=t.device)  # F.one_hot would have the host check the range
+    classes = torch.arange(t.shape[1], device=t.device)  # F.one_hot checks the range on the host
     chosen = (t.detach().argmax(1).flatten()[:, None] == classes).to(t.dtype).sum(0)
     total = yield torch.cat([chosen, _num_positions(t)])
     return total[:-1].max() / total[-1]
@@ -183,12 +183,12 @@ def _negative(term: Term) -> Term:
 
 
 def _attended(maps: Tensor) -> Tensor:
-    """[B, C, h, w] -> where the map is active, [B, h w], of norm 1 for each sample."""
+    """[B, C, h, w] -> attention map [B, h w], of norm 1 for each sample."""
     return F.normalize(maps.square().mean(1).flatten(1))
 
 
 def _over_classes(p: Tensor) -> Tensor:
-    """[B, K, ...] -> sums over everything but the classes, [K]."""
+    """[B, K, ...] -> sums over all dimensions but the classes, [K]."""
     return p.sum([axis for axis in range(p.dim()) if axis != 1])
 
 

@@ -3,7 +3,7 @@
     R_bn(x) = sum_l ||mu_l(x) - mu^_l||_2 + ||var_l(x) - var^_l||_2      (`norm`, DeepInversion, arXiv 1912.08795)
     R_bn(x) = sum_l mean_c [ ((mu - mu^)^2 + var) / (2 var^) - ln(var / var^) / 2 - 1/2 ]    (`kl`, DFQ, 2005.04136)
 
-mu_l, var_l (biased) are taken at the layer's input. Each layer hands in (n, sum (x - mu^), sum (x - mu^)^2): sums
+mu_l, var_l (biased) are taken at the layer's input. Each layer gives (n, sum (x - mu^), sum (x - mu^)^2): sums
 about the running mean add up over ranks and stay accurate where E[x^2] - E[x]^2 would turn negative.
 """
 
@@ -25,16 +25,16 @@ NormLayer = _BatchNorm
 
 @dataclass(frozen=True)
 class LayerMoments:
-    """What a batch caused at one batch-norm layer of C channels, as sums over this process's samples."""
+    """Statistics of a batch at one batch-norm layer of C channels, as sums over this process's samples."""
 
     sums: Tensor
     """[1 + 2C]: number of values a channel, sum (x - mu^), sum (x - mu^)^2."""
     running_var: Tensor
     """var^ [C]."""
     eps: float
-    """The layer's own floor of a variance."""
+    """The layer's `eps`: the least variance that is used."""
     past: Tensor | None = None
-    """mu - mu^ and var of earlier batches [2, C], with which this one's are averaged; None: no average."""
+    """mu - mu^ and var of earlier batches [2, C], which are averaged with those of this batch; None: no average."""
     momentum: float = 0.0
     """The share of `past`."""
 
@@ -42,7 +42,7 @@ class LayerMoments:
 class _SumsAboutMean(torch.autograd.Function):
     """x [B, C, ...], mean [C] -> (sum (x - mean), sum (x - mean)^2), each [C].
 
-    Written out because autograd would keep x - mean of every layer until the backward pass; x itself is kept anyway.
+    A custom backward, because autograd would store x - mean of every layer; x itself is stored in any case.
     """
 
     @staticmethod
@@ -66,9 +66,9 @@ def has_batch_norm(module: nn.Module) -> bool:
 
 @contextmanager
 def observe(module: nn.Module) -> Iterator[list[LayerMoments]]:
-    """Collects the moments of every batch-norm layer that fires inside the context, in the order they fire.
+    """Collects the moments of every batch-norm layer that is called inside the context, in the order of the calls.
 
-    Layers that never fire leave nothing, one that fires twice counts twice; the network keeps no state.
+    A layer that is called twice counts twice. The hooks are removed at the end of the context.
     """
     found: list[LayerMoments] = []
     handles = watch(module, lambda layer, x: found.append(layer_moments(layer, x)))
@@ -80,7 +80,7 @@ def observe(module: nn.Module) -> Iterator[list[LayerMoments]]:
 
 
 def watch(module: nn.Module, take: Callable[[NormLayer, Tensor], None]) -> list[RemovableHandle]:
-    """From here on `take` is called with each batch-norm layer that fires and its input x [B, C, ...]."""
+    """Registers hooks that call `take` with each batch-norm layer that is called and its input x [B, C, ...]."""
 
     def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         take(cast(NormLayer, layer), inputs[0])

@@ -1,8 +1,8 @@
 """The turns: the whole of the algorithm. Theta are the student's parameters, phi the generator's.
 
 Outside its own turn a network normalises as in training, but neither its parameters nor its running statistics
-change (`Player.turn`). A loss comes here bound to its weights and to the reduction over processes, so that nothing
-below depends on method, task, engine, precision or world size.
+change (`Player.turn`). A loss is passed in with its weights and the reduction over processes, so that this
+file does not depend on method, task, engine, precision or world size.
 
 A term of a loss is a coroutine: it yields its local sums, is sent the same sums over all processes, and returns its
 value. So every term, a plain mean or not, is a function of the global batch, and `combine` needs one reduction for all.
@@ -24,7 +24,7 @@ Term = Generator[Tensor, Tensor, Tensor]
 """Yields local sums [N], is sent global sums [N], returns a scalar."""
 
 Weighted = tuple[float, Term]
-"""A term and its weight in the loss; of weight 0 it is only watched."""
+"""(weight in the loss, term); a term of weight 0 is only logged."""
 
 Reduce = Callable[[Tensor], Tensor]
 """Sums a vector over all processes, differentiably; the identity in a single one."""
@@ -32,22 +32,22 @@ Reduce = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Answer:
-    """What a network says of images x [B, C, H, W]."""
+    """The outputs of a network for images x [B, C, H, W]."""
 
     logits: Tensor
     """[B, K], or [B, K, H, W] for dense prediction."""
     features: Tensor | None = None
-    """Input of the last layer, [B, F] or [B, F, h, w], where it was asked for."""
+    """Input of the last layer, [B, F] or [B, F, h, w], if it was requested."""
     moments: Sequence[LayerMoments] = field(default_factory=tuple)
-    """Batch statistics at the batch-norm layers, where they were asked for."""
+    """Batch statistics at the batch-norm layers, if they were requested."""
     maps: Sequence[Tensor] = field(default_factory=tuple)
-    """Feature maps [B, C, h, w] inside the network, whose attention is compared, where they were asked for."""
+    """Feature maps [B, C, h, w] for attention transfer, if they were requested."""
     blocks: Sequence[Tensor] = field(default_factory=tuple)
-    """Outputs of blocks [B, C, ...], which are compared number by number, where they were asked for."""
+    """Outputs of blocks [B, C, ...], compared value by value, if they were requested."""
 
 
 Ask = Callable[[], Answer]
-"""Asks a network for its answer, where a term needs it."""
+"""Runs a network and returns its outputs; called only if a term needs them."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Terms:
     """The losses of a turn over the global batch, the same on every process."""
 
     total: Tensor
-    """The weighted sum the player descends; a scalar with a graph."""
+    """The weighted sum that the player minimises; a scalar with a graph."""
     values: dict[str, Tensor]
     """Every term by name, unweighted and detached."""
 
@@ -90,34 +90,34 @@ def _finish(term: Term, sums: Tensor) -> Tensor:
 
 
 Target = TypeVar("Target", Answer, Tensor)
-"""What a student learns from: the teacher's answer, or labels."""
+"""The target of a student's turn: the teacher's outputs, or labels."""
 
 
 class Player(Protocol):
     """A network that is trained: `harness.training.players.Player`."""
 
     def turn(self) -> AbstractContextManager[None]:
-        """Inside, its parameters and running statistics may change."""
+        """Inside this context its parameters and running statistics may change."""
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        """Forward in its own turn."""
+        """Forward pass in its own turn."""
 
     def answer(self, x: Tensor) -> Answer:
-        """The same, with what its terms need beside the logits."""
+        """The same, with the other outputs that its terms need."""
 
     def frozen_forward(self, inputs: Tensor) -> Tensor:
-        """Forward in another's turn."""
+        """Forward pass in the turn of another player."""
 
     def descend(self, terms: Terms) -> None:
         """One update along the gradient of `terms.total`."""
 
 
 def student_turn(student: Player, x: Tensor, target: Target, loss: Callable[[Target, Answer], Terms]) -> Terms:
-    """theta <- argmin D(t, S_theta(x)), x [B, C, H, W], t = T(x); or CE of labels, where a teacher is taught.
+    """theta <- argmin D(t, S_theta(x)), x [B, C, H, W], t = T(x); or CE with labels, to train a teacher.
 
     x and the target are data: no gradient flows back to G or T.
     """
-    with student.turn():  # the student's weights learn; everything else is frozen
+    with student.turn():  # only the student's weights are trained
         terms = loss(target, student.answer(x))
         student.descend(terms)
     return terms
@@ -133,7 +133,7 @@ def generator_turn(
     """phi <- argmin -w A(D(T(x), S(x))) + w_bn R_bn(x) + ...,  x = G_phi(z), z [B, Z]."""
     with generator.turn():
         x = generator(z)
-        t, s = teacher(x), lambda: Answer(student.frozen_forward(x))  # dx flows through both; their weights stay frozen
-        terms = loss(t, s, x)  # t.moments: the batch-norm statistics x caused in T; s is asked where a term needs it
+        t, s = teacher(x), lambda: Answer(student.frozen_forward(x))  # frozen; gradients pass through both to x
+        terms = loss(t, s, x)  # t.moments: batch statistics of x in T; s() runs only if a term needs it
         generator.descend(terms)
     return terms

@@ -1,9 +1,9 @@
-"""Views of images: each is shifted, cropped and mirrored in its own way, as matrices over its rows and its columns.
+"""Views of images: a shift, crop and mirroring for each image, as matrices over rows and columns.
 
     x' = R x C^T,  x [C, H, W], R [H, H], C [W, W]
 
-so that a view is differentiable and the same to the bit on every device. The draws u [b, 4] in [0, 1) of an image
-choose where it is taken from down and across, whether it is mirrored, and how large it is.
+so that a view is differentiable and bit-identical on every device. The draws u [b, 4] in [0, 1) of an image choose its
+vertical and horizontal position, whether it is mirrored, and its size.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 JITTER, PADDING = 16, 8
-"""Of a side, the part by which an image is shifted or padded at most: 2 and 4 pixels of 32."""
+"""Largest shift and padding, as a share of the side: 2 and 4 pixels of 32."""
 
 MIN_AREA = 0.25
-"""The least part of an image that a local view shows (CMI's public code)."""
+"""Smallest share of an image in a local view (CMI's public code)."""
 
 
 def jitter(x: Tensor, draws: Tensor, mirror: bool) -> Tensor:
@@ -35,7 +35,7 @@ def crop(x: Tensor, draws: Tensor, mirror: bool, black: Tensor) -> Tensor:
 
 
 def local(x: Tensor, draws: Tensor, mirror: bool) -> Tensor:
-    """A part of each image at the size of the whole: a quarter of its area up to all of it, x [b, C, H, W]."""
+    """A part of each image, a quarter of its area up to all of it, scaled to the size of the whole, x [b, C, H, W]."""
     scale = (MIN_AREA + (1 - MIN_AREA) * draws[:, 3]).sqrt()
     positions = []
     for axis, side in enumerate(x.shape[2:]):
@@ -46,12 +46,12 @@ def local(x: Tensor, draws: Tensor, mirror: bool) -> Tensor:
 
 
 def _whole(draw: Tensor, count: int) -> Tensor:
-    """One of 0 .. count - 1; in fp32 a draw just below 1 may round up."""
+    """Draws in [0, 1) -> integers 0 .. count - 1; in fp32 a draw just below 1 may round up."""
     return (draw * count).floor().clamp(max=count - 1)
 
 
 def _positions(start: Tensor, side: int) -> Tensor:
-    """Where each of `side` pixels is taken from, [b, side]."""
+    """Source position of each of `side` pixels, [b, side]."""
     return start[:, None] + torch.arange(side, device=start.device)
 
 

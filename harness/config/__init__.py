@@ -1,4 +1,4 @@
-"""A run as plain data: its fields, how they are read strictly, what values are in range, and its identity."""
+"""A run as plain data: its fields, the strict parser, the checks of values, and its identity."""
 
 from harness.config.convert import (
     BOOKKEEPING,

@@ -1,4 +1,4 @@
-"""What values a configuration may hold beyond their types; every message has the value that was given."""
+"""Ranges of the values of a configuration; every message has the value that was given."""
 
 from __future__ import annotations
 

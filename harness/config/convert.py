@@ -1,4 +1,4 @@
-"""A Config from plain data and back, and which of its fields make it another run."""
+"""A Config from plain data and back, and which of its fields determine the result."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def flat(config: Config) -> dict[str, Any]:
 
     def walk(node: Overlay, prefix: str) -> Iterator[tuple[str, Any]]:
         for key, value in node.items():
-            if isinstance(value, dict) and value and prefix + key != "data.labels":  # whose keys are no names
+            if isinstance(value, dict) and value and prefix + key != "data.labels":  # its keys are not field names
                 yield from walk(value, f"{prefix}{key}.")
             else:
                 yield prefix + key, value
@@ -71,7 +71,7 @@ def bookkeeping(config: Config) -> dict[str, Any]:
 
 
 def normalised(config: Config) -> Config:
-    """The same run with the default value in every field of BOOKKEEPING: whatever these are, its results are equal."""
+    """The same run with the default value in every field of BOOKKEEPING; these do not change its results."""
     return build(parse.merge(to_dict(config), bookkeeping(Config())))
 
 
@@ -82,7 +82,7 @@ def identity(config: Config) -> str:
 
 
 def differences(a: Config, b: Config) -> list[str]:
-    """The dotted paths, of those that determine the result, at which two configurations differ."""
+    """The dotted paths of fields that determine the result and differ between two configurations."""
     left, right = flat(a), flat(b)
     paths = sorted(left.keys() | right.keys())
     return [path for path in paths if left.get(path) != right.get(path) and not is_bookkeeping(path)]

@@ -1,7 +1,7 @@
 """A run as plain data: frozen dataclasses, a docstring under every field.
 
-What is recorded here is what is needed to run it again. The only way to change a run is `path=value`,
-strict on unknown paths and on types, the same for the command line, YAML files, sweeps and tests.
+A record of these fields is enough to run it again. Settings are given as `path=value`, with the same strict checks of
+paths and types for the command line, YAML files, sweeps and tests.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from harness.config.operation import Checkpoint, Distributed, Speed, Tracking
 from harness.config.weights import Weights
 
 SCHEMA = 1
-"""Rises only when the meaning of a recorded field changes; a new field takes its default."""
+"""Increased only when the meaning of a recorded field changes; a new field has its default in old records."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Config:
     task: str = ""
     """A folder of `tasks/`."""
     recipe: str = ""
-    """The recipe these values started from."""
+    """The recipe that the values come from."""
     method: str = "ddad"
     """One of `harness.methods.METHODS`."""
     variant: str = "paper"
@@ -37,7 +37,7 @@ class Config:
     rounds: int = 1000
     """Rounds of `student_steps` student turns and one generator turn."""
     batch_size: int = 128
-    """Images a turn, over all processes."""
+    """Images in a turn, over all processes."""
     student_steps: int = 5
     """Student turns a round."""
     classes: int = 0
@@ -46,19 +46,19 @@ class Config:
     batch_norm_form: Literal["norm", "kl"] = "norm"
     """Form of the batch-norm term: DeepInversion's norms or DFQ's KL divergence of Gaussians."""
     discrepancy: str = "l1"
-    """D(t, s), the discrepancy the generator raises; a name in `harness.algorithm.losses.DISCREPANCIES`."""
+    """D(t, s), the discrepancy that the generator maximises; a name in `harness.algorithm.losses.DISCREPANCIES`."""
     student_discrepancy: str | None = None
-    """The discrepancy the student lowers; null: the same."""
+    """The discrepancy that the student minimises; null: the same."""
     adversarial_transform: Literal["identity", "log1p"] = "identity"
     """A, applied to the mean discrepancy in the generator's turn."""
     adversarial_where: Literal["all", "agreed"] = "all"
-    """Which predictions the generator's discrepancy counts; `agreed`: those of one class in teacher and student."""
+    """The predictions in the generator's discrepancy; `agreed`: those with the same class in teacher and student."""
     adversarial_after: float = 0.0
-    """Share of the rounds that are over before the generator seeks the student's disagreement."""
+    """Share of the rounds before the generator's adversarial term is switched on."""
     temperature: float = 1.0
     """Temperature of the `kl` and `js` discrepancies."""
     student_temperature: float | None = None
-    """Temperature of the discrepancy the student lowers; null: the same."""
+    """Temperature of the discrepancy that the student minimises; null: the same."""
     teacher: Teacher = field(default_factory=Teacher)
     student: Student = field(default_factory=Student)
     generator: Generator = field(default_factory=Generator)
@@ -68,9 +68,9 @@ class Config:
     data: Data = field(default_factory=Data)
     teach: Teach = field(default_factory=Teach)
     micro_batches: int = 1
-    """Parts of a batch that a turn takes in sequence before its update; each is its own batch for statistics."""
+    """Parts of a batch that a turn processes one after the other before its update; batch statistics are per part."""
     sync_batch_norm: bool = True
-    """Trained networks normalise by the global batch; false: by each process's part, and N processes are not as one."""
+    """Trained networks normalise by the global batch; false: by each process's part, so N processes differ from one."""
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
     """Arithmetic of the networks: bf16 is autocast over fp32 weights, fp64 is for tests of equality."""
     speed: Speed = field(default_factory=Speed)
@@ -82,11 +82,11 @@ class Config:
     log_every: int = 10
     """Rounds between two reports."""
     log_seconds: float | None = 30.0
-    """Seconds after which there is a report at the end of the round, whichever comes first; null: by rounds alone."""
+    """Seconds after which a report follows at the end of the round, whichever comes first; null: only by rounds."""
     evaluate_every: int = 0
-    """Rounds between two evaluations along the way, for a curve; 0: only at the end."""
+    """Rounds between two evaluations during the run, for a curve; 0: only at the end."""
     max_minutes: float | None = None
-    """End this invocation early, after so many minutes, with a checkpoint; null: no limit."""
+    """Minutes after which this invocation ends early, with a checkpoint; null: no limit."""
 
 
 def image_shape(config: Config) -> tuple[int, int, int]:

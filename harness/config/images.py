@@ -1,4 +1,4 @@
-"""Where the images of a run come from: what networks take, earlier images, images made by many steps, real data."""
+"""The images of a run: the network input, replay, batches made by many steps, real data."""
 
 from __future__ import annotations
 
@@ -8,60 +8,60 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Input:
-    """What the teacher and the student take."""
+    """The input of teacher and student."""
 
     size: int | list[int] = 32
     """Side of a square image, or [height, width], in pixels."""
     mirror: bool = True
-    """Whether a mirrored image is still one of its class: views of generated images may then be mirrored."""
+    """Whether a mirrored image keeps its class; if so, views of generated images may be mirrored."""
 
 
 @dataclass(frozen=True)
 class Replay:
-    """Student turns on earlier images and the teacher's stored answers: they cost no pass of generator or teacher."""
+    """Student turns on earlier images and the stored logits of the teacher, without running generator or teacher."""
 
     share: float = 0.0
     """Share of a round's student turns that draw from a pool of earlier batches; 0: there is no pool."""
     memory: float = 64.0
-    """MiB that the pool may take, over all processes; new batches replace the oldest."""
+    """Largest size of the pool in MiB, over all processes; new batches replace the oldest."""
     storage: Literal["uint8", "fp16"] = "uint8"
-    """How its images are stored: 256 steps over the range of each channel of an image, or halves."""
+    """Storage of its images: 256 steps over the range of each channel of an image, or fp16."""
     place: Literal["host", "device"] = "host"
-    """Where the pool is: in the host's memory, or on the device that computes."""
+    """Memory of the pool: the host's or the accelerator's."""
     augment: bool = False
-    """Show its images under a random crop and mirroring; the teacher then answers anew."""
+    """Apply a random crop and mirroring to its images; the teacher then runs on them again."""
 
 
 @dataclass(frozen=True)
 class Inversion:
-    """Methods that make each batch by many steps against the teacher and keep it: `deepinversion`, `cmi`, `fast`."""
+    """Methods that optimise each batch of images by many steps and store it: `deepinversion`, `cmi`, `fast`."""
 
     steps: int = 200
-    """Image steps a batch in a run of `rounds` rounds; a shorter run takes proportionally fewer, at least one."""
+    """Image steps for a batch in a run of `rounds` rounds; a shorter run has proportionally fewer, at least one."""
     rounds: int = 1
-    """Rounds from which on a batch takes all its `steps`."""
+    """Least number of rounds for which a batch has all its `steps`."""
     views: Literal["none", "jitter", "crop"] = "none"
-    """What the networks see of an image in a step: itself, or a shift around its edges or a crop, mirrored or not."""
+    """View of an image in a step: the image, a shift around its edges, or a crop; the last two may be mirrored."""
     latent_lr: float | None = None
     """Learning rate of the latents; null: the generator's."""
     momentum: float = 0.0
-    """Share of earlier batches in the statistics that the batch-norm term compares."""
+    """Weight of earlier batches in the averaged statistics of the batch-norm term."""
     bank: int = 4096
-    """Earlier images whose features the contrastive term keeps."""
+    """Number of earlier images whose features are kept for the contrastive term."""
 
 
 @dataclass(frozen=True)
 class Data:
-    """Real data: for evaluation, and for `teach` and `method=kd`; never for a data-free run's training."""
+    """Real data, for evaluation, `teach` and `method=kd`; never for the training of a data-free run."""
 
     name: str = "none"
     """A data set of the task, "image_folder", or "none": the run then reports agreement on generated images."""
     root: str | None = None
-    """Where data sets are; null: $DDAD_DATA, else ./data."""
+    """Folder of the data sets; null: $DDAD_DATA, else ./data."""
     size: int | list[int] | None = None
-    """Side or [height, width] that test images are brought to; null: `input.size`, or full frame where pixels count."""
+    """Side or [height, width] of test images; null: `input.size`, or, for segmentation, their own size."""
     background: list[int] | None = None
-    """Colour behind transparent pixels, [red, green, blue] in 0..255; null: images with such pixels are refused."""
+    """Background of transparent pixels, [red, green, blue] in 0..255; null: images with such pixels are refused."""
     labels: dict[str, int] = field(default_factory=dict)
     """Class, or 255 for void, of each value or "#rrggbb" in label images of `folders`; empty: values are classes."""
     workers: int = 0
@@ -73,14 +73,14 @@ class Teach:
     """How `ddad teach` trains the recipe's teacher on real data."""
 
     epochs: int = 200
-    """Passes over the training images."""
+    """Epochs."""
     batch_size: int = 128
     """Images an update."""
     lr: float = 0.1
-    """SGD's learning rate before the cosine."""
+    """Initial learning rate of SGD; it follows a cosine."""
     weight_decay: float = 5e-4
     """L2 penalty added to the gradient."""
     seed: int = 0
-    """The teacher's own seed: it does not follow the run's."""
+    """Seed of the teacher, independent of the run's seed."""
     automatic: bool = False
-    """`ddad distill` teaches an absent teacher by itself; for the embedded data set, which takes seconds."""
+    """Whether `ddad distill` trains a missing teacher; for the embedded data set, which takes seconds."""

@@ -1,4 +1,4 @@
-"""The three networks of a run, and how two of them are trained."""
+"""The three networks of a run, and the training settings of student and generator."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any, Literal
 from harness.config.weights import Weight
 
 UNTRAINED = "untrained"
-"""The value of `teacher.checkpoint` that asks for random weights."""
+"""The value of `teacher.checkpoint` for random weights."""
 
 PRUNED = "pruned"
-"""The value of `student.network` that asks for the teacher with a part of it removed."""
+"""The value of `student.network` for a pruned copy of the teacher."""
 
 FRESH, FROM_TEACHER = "fresh", "teacher"
-"""The values of `student.start` that name no file."""
+"""The values of `student.start` that are not files."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,13 @@ class Optimizer:
     weight_decay: float = 0.0
     """L2 penalty added to the gradient."""
     schedule: Literal["constant", "cosine", "multistep"] = "cosine"
-    """Cosine falls to 0 over the run; multistep multiplies by `gamma` at each milestone."""
+    """Cosine decays to 0 over the run; multistep multiplies by `gamma` at each milestone."""
     milestones: list[float] = field(default_factory=list)
-    """Fractions of the run at which multistep falls, each in (0, 1)."""
+    """Fractions of the run, each in (0, 1), at which multistep decays."""
     gamma: float = 0.1
     """Multistep's factor."""
     clip: float = 0.0
-    """Largest global gradient norm; 0 does not clip."""
+    """Largest global gradient norm; 0: no clipping."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,11 @@ class Teacher:
     arguments: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the network."""
     checkpoint: str | None = None
-    """Its weights, a file; null: where `ddad teach` puts them; "untrained": random weights, marked as such."""
+    """File of its weights; null: the file that `ddad teach` writes; "untrained": random weights, marked as such."""
     entry: str | None = None
-    """Which weights of that file, as a dotted path such as state_dict_ema, "." for its top; null: those that fit."""
+    """Weights in that file, as a dotted path such as state_dict_ema, "." for its top; null: those that fit."""
     mean: list[float] | None = None
-    """Per-channel mean its input was normalised with, for pixels in 0..1, in `channels` order; null: 0."""
+    """Per-channel mean of its input normalisation, for pixels in 0..1, in `channels` order; null: 0."""
     std: list[float] | None = None
     """Per-channel standard deviation, likewise; null: 1."""
     channels: Literal["rgb", "bgr", "gray"] = "rgb"
@@ -65,33 +65,33 @@ class Teacher:
 
 @dataclass(frozen=True)
 class Student(Optimizer):
-    """The small network to train, and how."""
+    """The small network to train, and its training settings."""
 
     network: str = ""
-    """As the teacher's; or "pruned": the teacher, of which the share in `arguments` remains, with what weights it has
-    left."""
+    """A network name as for the teacher; or "pruned": the teacher with channels or blocks removed, and its remaining
+    weights."""
     arguments: dict[str, Any] = field(default_factory=dict)
-    """Keyword arguments of the network; of a pruned one macs, parameters or channels, and blocks: shares."""
+    """Keyword arguments of the network; if pruned, the shares that remain: macs, parameters or channels, and blocks."""
     start: str = FRESH
-    """The weights it begins with: "fresh" ones, those of the "teacher" with the same path and shape, or a file's."""
+    """Initial weights: "fresh", those of the "teacher" with the same path and shape, or a file."""
     blocks: list[int] | dict[str, Any] | None = None
-    """With start=teacher, the teacher's blocks for a stage that has fewer, or {stage: blocks}; null: the first ones."""
+    """With start=teacher: blocks of the teacher to copy into a shorter stage, or {stage: blocks}; null: the first."""
     reconstruct: int = 0
-    """Batches of generated images on which a pruned student's layers are fitted to the teacher's before the first
-    round, by least squares; 0: they are not."""
+    """Batches of generated images for the least-squares fit of a pruned student's layers to the teacher's before the
+    first round; 0: no fit."""
     weight_decay: float = 5e-4
     """L2 penalty added to the gradient."""
     average: float = 0.0
-    """Share of the run's updates over which its weights are averaged, for evaluation and as result; 0: they are not."""
+    """Share of the run's updates over which its weights are averaged for evaluation and the result; 0: no average."""
     attention: Weight = 0.0
-    """Weight of attention transfer at inner feature maps, beside the discrepancy, whose weight is 1."""
+    """Weight of attention transfer at inner feature maps; the discrepancy has weight 1."""
     features: Weight = 0.0
-    """Weight of the distance between the outputs of blocks that teacher and student share, beside the discrepancy."""
+    """Weight of the distance between the outputs of blocks that teacher and student have in common."""
 
 
 @dataclass(frozen=True)
 class Generator(Optimizer):
-    """The network that invents images, and how it is trained."""
+    """The network that generates images, and its training settings."""
 
     network: str = "upsample"
     """A name in `harness.algorithm.generators.GENERATORS`: `dcgan` takes sizes divisible by 16, the others by 4."""
@@ -104,4 +104,4 @@ class Generator(Optimizer):
     lr: float = 1e-3
     """Learning rate before the schedule."""
     warmup: int = 0
-    """Rounds before the first in which only the generator learns, by all its terms but the student's disagreement."""
+    """Warm-up rounds before the first round; they train only the generator, without the adversarial term."""

@@ -1,4 +1,4 @@
-"""How a run is carried out and recorded: processes, arithmetic, MLflow, checkpoints."""
+"""Processes, arithmetic, MLflow and checkpoints of a run."""
 
 from __future__ import annotations
 
@@ -15,62 +15,62 @@ class Zero:
     student: int = 2
     """Stage of the student."""
     offload: bool = False
-    """Keep what is sharded in the host's memory."""
+    """Keep sharded tensors in the host's memory."""
 
 
 @dataclass(frozen=True)
 class Distributed:
-    """How the run is spread over processes; no field here changes its result."""
+    """The processes of a run; no field here changes its result."""
 
     strategy: Literal["single", "ddp", "fsdp", "deepspeed"] = "ddp"
     """Replicated networks (`ddp`, on one process too), sharded ones, or `single` to insist on one process."""
     world_size: int | None = None
-    """Number of processes asked for: a run that finds another stops; null takes what the launcher gives."""
+    """Expected number of processes; another number is an error; null: as many as the launcher starts."""
     min_world_size: int | None = None
-    """Fewest processes that an elastic run goes on with; null: `world_size`."""
+    """Least number of processes with which an elastic run continues; null: `world_size`."""
     timeout: float = 600.0
-    """Seconds until a process that does not answer is given up."""
+    """Seconds until a process that does not respond is treated as lost."""
     shard_teacher: bool = False
-    """Under `fsdp`, shard the frozen teacher too, where it is too large to be on every device."""
+    """With `fsdp`, shard the frozen teacher too; for a teacher that is too large for each device."""
     zero: Zero = field(default_factory=Zero)
 
 
 @dataclass(frozen=True)
 class Speed:
-    """How the arithmetic is carried out (docs/performance.md); null leaves the choice to the device."""
+    """Speed options (docs/performance.md); null: the default for the device."""
 
     compile: bool | None = None
-    """Compile the networks and the moments inside the teacher with torch.compile, on one process; null: no. Minutes at
-    the start of each call. Gives up equality to the bit with a run that does not compile, and draws other dropout."""
+    """Compile the networks and the moments inside the teacher with torch.compile, on one process; null: no. Takes
+    minutes at each start. The result is not bit-identical to that of a run without it, and dropout draws differ."""
     cuda_graphs: bool | None = None
-    """On a GPU, replay what is compiled as CUDA graphs: fewer launches, more memory; null: no."""
+    """On a GPU, run compiled networks as CUDA graphs: fewer launches, more memory; null: no."""
     tf32: bool | None = None
-    """On a GPU, multiply fp32 numbers with 10 bits of mantissa; null: torch's choice, only in convolutions. Gives up
-    that 1 process equals N to rounding in fp32."""
+    """On a GPU, multiply fp32 numbers with 10 bits of mantissa (TF32); null: torch's default, only in convolutions.
+    With it, 1 and N processes differ by more than fp32 rounding."""
 
 
 @dataclass(frozen=True)
 class Tracking:
-    """Where the experiment is recorded beside its run folder."""
+    """Records of the run outside its folder."""
 
     uri: str = "sqlite:///mlflow.db"
-    """An MLflow tracking URI; "none" records only in the run folder."""
+    """An MLflow tracking URI; "none": only the run folder."""
     experiment: str = "ddad"
     """The MLflow experiment."""
     parent: str | None = None
-    """The MLflow run that this one is a child of, such as a sweep's; null: none."""
+    """The parent MLflow run, such as that of a sweep; null: none."""
     model: bool = True
     """Log the student as an MLflow model at the end."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """How often the state of a run is saved: by rounds or by time, whichever comes first."""
+    """Intervals between checkpoints: by rounds or by time, whichever comes first."""
 
     every: int = 50
     """Rounds between checkpoints."""
     minutes: float | None = 5.0
-    """Minutes after which a checkpoint is written at the end of the round, or of the turn where that takes more than
-    seconds; null: by rounds alone."""
+    """Minutes after which a checkpoint is written at the end of the round, or of the turn if the round takes more than
+    seconds; null: only by rounds."""
     keep: int = 2
-    """How many of the latest are kept."""
+    """Number of latest checkpoints that are kept."""

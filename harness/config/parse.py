@@ -1,4 +1,4 @@
-"""Nested plain data into dataclasses, strictly: an unknown path or a value of another type is a mistake."""
+"""A strict parser from nested plain data to dataclasses: unknown paths and values of another type are errors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 from harness.errors import UserError, nearest
 
 Overlay = Mapping[str, Any]
-"""A nested dictionary that sets some of a dataclass's fields."""
+"""A nested dictionary with values for some fields of a dataclass."""
 
 Built = TypeVar("Built")
 
@@ -26,7 +26,7 @@ def paths(kind: type, prefix: str = "") -> Iterator[str]:
 
 
 def merge(base: Overlay, over: Overlay) -> dict[str, Any]:
-    """`base` with the values of `over` instead of its own; lists are replaced, dictionaries merged."""
+    """`base` updated with the values of `over`; lists are replaced, dictionaries merged."""
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
@@ -46,7 +46,7 @@ def nest(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def build(kind: type[Built], overlay: Overlay) -> Built:
-    """The dataclass that `overlay` describes over its field defaults; UserError names the path and what it takes."""
+    """The dataclass with the values of `overlay` and field defaults; UserError names the path and the expected type."""
     return typing.cast(Built, _build(kind, overlay, "", list(paths(kind))))
 
 
@@ -82,7 +82,7 @@ def _value(hint: Any, value: object, path: str) -> object:
 
 
 def _convert(hint: Any, value: Any) -> Any:
-    """`value` as the type `hint` names; TypeError where it is not one."""
+    """`value` converted to the type `hint`; raises TypeError if it does not fit."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         for option in inner:
@@ -110,7 +110,7 @@ def _convert(hint: Any, value: Any) -> Any:
 
 
 def _convert_map(hint: Any, value: Any) -> dict[str, Any]:
-    if isinstance(value, Mapping) and hint is int:  # YAML reads `255: 1` with a number as key
+    if isinstance(value, Mapping) and hint is int:  # YAML parses the key of `255: 1` as a number
         return {str(key): _convert(int, item) for key, item in value.items()}
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
         return dict(value)

@@ -1,4 +1,4 @@
-"""Where the student's weights come from, and what share of the teacher a pruned student is."""
+"""Checks of the student's initial weights and of the shares of a pruned student."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from harness.config.networks import FRESH, FROM_TEACHER, PRUNED
 from harness.errors import UserError, nearest
 
 SHARES = ("macs", "parameters", "channels", "blocks")
-"""What a share of a pruned student's teacher may be of: of the first three one is chosen."""
+"""Quantities whose remaining share can be set for a pruned student; at most one of the first three."""
 
 
 def check(values: Mapping[str, Any]) -> None:
-    """Raises UserError for the first of {dotted path: value} that does not fit the others."""
+    """Raises UserError for the first value of {dotted path: value} that does not fit the others."""
     start, pruned = values["student.start"], values["student.network"] == PRUNED
     if pruned and start != FRESH:
         raise UserError(

@@ -13,15 +13,15 @@ class Weights:
     """Weights of the generator's terms (docs/method.md); a term of weight 0 is not computed."""
 
     adversarial: Weight = 1.0
-    """The student's disagreement with the teacher, which the generator seeks."""
+    """Discrepancy of student and teacher, which the generator maximises."""
     batch_norm: Weight = 1.0
-    """Distance of the batch statistics in the teacher from its running ones: the teacher as discriminator."""
+    """Distance of the batch statistics in the teacher from its running statistics."""
     one_hot: Weight = 0.0
-    """Cross entropy of the teacher's answer with its own argmax."""
+    """Cross entropy of the teacher's logits with their argmax."""
     class_balance: Weight = 0.0
-    """Negative entropy of the batch's mean prediction."""
+    """Negative entropy of the mean prediction over the batch."""
     sample_entropy: Weight = 0.0
-    """Mean entropy of the single predictions."""
+    """Mean entropy of the predictions."""
     activation: Weight = 0.0
     """Minus the mean absolute penultimate feature."""
     tv: Weight = 0.0
@@ -29,11 +29,11 @@ class Weights:
     l2: Weight = 0.0
     """L2 norm of the images."""
     target: Weight = 0.0
-    """Cross entropy of the teacher's answer with the class an image is made for, around which its latent is drawn."""
+    """Cross entropy of the teacher's logits with the target class of an image; its latent is drawn for that class."""
     contrastive: Weight = 0.0
-    """Two views of an image against those of all others, this batch's and earlier ones; where images are inverted."""
+    """Contrastive loss between two views of an image and the views of other images (docs/method.md)."""
 
 
 def ever(weight: Weight) -> bool:
-    """Whether a weight counts in any round."""
+    """Whether a weight is above 0 in any round."""
     return any(value for _, value in weight) if isinstance(weight, list) else bool(weight)

@@ -1,8 +1,8 @@
 """The settings of the data-free baselines, by variant: weights and schedules of each method's public code.
 
-`paper` holds losses, turns, optimisers and generator, and leaves batch, latent size, rounds and widths to the recipe;
-a variant named after a data set adds those that the method was published with. What departs from the public code, and
-why, is listed in docs/method.md.
+`paper` sets losses, turns, optimisers and generator; batch, latent size, rounds and widths come from the recipe. A
+variant named after a data set also sets these, as published. docs/method.md lists the differences from the public code
+and the reasons.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def _dafl(one_hot: float, balance: float, activation: float) -> Overlay:
             "adversarial": 0.0,
             "batch_norm": 0.0,
             "one_hot": one_hot,
-            "class_balance": balance / math.log(10),  # ours takes natural logarithms: log10 p = ln p / ln 10
+            "class_balance": balance / math.log(10),  # this code uses natural logarithms: log10 p = ln p / ln 10
             "activation": activation,
         },
         "student": {"optimizer": "sgd", "lr": 0.1, "schedule": "multistep", "milestones": [0.4, 0.8]},
@@ -44,7 +44,7 @@ DAFL: Variants = {
 
 
 def _zskt(attention: float) -> dict[str, Any]:
-    """ZSKT (arXiv 1905.09768): the generator raises only the discrepancy; the student also matches attention maps."""
+    """ZSKT (arXiv 1905.09768): the generator maximises only the discrepancy; the student has attention transfer."""
     adam = {"optimizer": "adam", "schedule": "cosine", "clip": 5.0}
     return {
         "discrepancy": "kl",
@@ -60,7 +60,7 @@ _ZSKT_SCALE: Overlay = {"rounds": 80_000, "batch_size": 128, "generator": {"late
 
 ZSKT: Variants = {
     "paper": _zskt(250.0),
-    # The public code's KL is a mean over classes too: beside a sum over K classes its 250 weighs 250 K.
+    # The public code's KL is a mean over classes too: with a sum over K classes its 250 corresponds to 250 K.
     "cifar10": merge(_zskt(250.0 * 10), _ZSKT_SCALE),
     "cifar100": merge(_zskt(250.0 * 100), _ZSKT_SCALE),
 }
@@ -76,11 +76,11 @@ _DFQ: Overlay = {
         "network": "pixels", "optimizer": "adam", "lr": 1e-3, "betas": [0.5, 0.999], "schedule": "cosine",
     },
 }  # fmt: skip
-"""DFQ (arXiv 2005.04136) as its public script weighs it."""
+"""DFQ (arXiv 2005.04136) with the weights of its public script."""
 
 DFQ: Variants = {
     "paper": _DFQ,
-    # The paper's own forms: KL of Gaussians, and the mean entropy of the predictions, each of weight 1.
+    # The forms in the paper: KL of Gaussians, and the mean entropy of the predictions, each of weight 1.
     "formula": merge(
         _DFQ, {"batch_norm_form": "kl", "weights": {"class_balance": 1.0, "one_hot": 0.0, "sample_entropy": 1.0}}
     ),
@@ -99,13 +99,13 @@ _DEEPINVERSION: Overlay = {
     "generator": {"optimizer": "adam", "lr": 0.1, "schedule": "constant"},
     "inversion": {"steps": 2000, "rounds": 220, "views": "jitter"},
 }
-"""DeepInversion (arXiv 1912.08795) in its adaptive form: the images also seek the student's disagreement."""
+"""DeepInversion (arXiv 1912.08795) in its adaptive form, which has an adversarial term."""
 
 _DEEPINVERSION_SCALE: Overlay = {
     "rounds": 220,
     "student_steps": 400,
     "batch_size": 256,
-    # There each norm is over the batch: 16 times the mean over 256 images of the norms of each.
+    # The public code takes one norm over the batch: for 256 images, 16 times the mean of the norms of each image.
     "weights": {"tv": 16 * 2.5e-5},
     "replay": {"memory": 512.0},
 }
@@ -119,7 +119,7 @@ DEEPINVERSION: Variants = {
 
 
 def _agreeing(adversarial: float) -> dict[str, Any]:
-    """What CMI and Fast share: disagreement where both name one class, and a student that learns from crops."""
+    """Common settings of CMI and Fast: the adversarial term counts only agreed predictions; the student sees crops."""
     return {
         "student_steps": 50,
         "discrepancy": "kl",
@@ -182,4 +182,4 @@ FAST: Variants = {
     "cifar10": merge(_fast(1.33, 0.4), _FAST_SCALE),
     "cifar100": merge(_fast(1.0, 0.5), _FAST_SCALE),
 }
-"""The weights of CIFAR-10 are those for wide residual networks, of CIFAR-100 those for ResNet-34."""
+"""`cifar10` has the published weights for wide residual networks, `cifar100` those for ResNet-34."""

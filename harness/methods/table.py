@@ -22,21 +22,21 @@ from harness.methods.rounds import (
 
 @dataclass(frozen=True)
 class Method:
-    """A list of turns a round, and named settings."""
+    """The turns of a round, and named settings."""
 
     turns: Callable[[Config], list[Turn]]
     variants: Mapping[str, Overlay] = field(default_factory=lambda: {"paper": {}})
-    """Values by variant, over the recipe's. Field defaults are DDAD's `paper`."""
+    """Values by variant; they override the recipe's. Field defaults are DDAD's `paper`."""
     data_free: bool = True
     has_teacher: bool = True
-    """Whether a teacher answers; else labels do."""
+    """Whether targets come from a teacher; else from labels."""
 
 
 _SWIFT: Overlay = {
     "replay": {"share": 0.8},
     "student": {"lr": 0.2, "schedule": "constant", "average": 0.05},
 }
-"""DDAD whose student learns from replayed images in four turns of five, at a constant rate, with averaged weights."""
+"""DDAD with replay in four of five student turns, a constant learning rate and averaged student weights."""
 
 _AIMED: Overlay = merge(_SWIFT, {"weights": {"batch_norm": 3.0, "target": 0.5, "class_balance": 1.4}})
 """`swift` with class-conditional latents and a higher weight of the batch-norm term."""
@@ -50,8 +50,8 @@ _WARM: Overlay = merge(
         "generator": {"lr": 3e-3, "warmup": 80},
     },
 )
-"""`swift` for a student that starts from its teacher's weights: its blocks are compared with the teacher's, and a
-pruned one is fitted to the teacher on images of a generator that has first learnt the teacher's statistics."""
+"""`swift` for a student that starts from its teacher's weights. Its blocks are compared with the teacher's. A pruned
+student is first fitted to the teacher on images of a generator that was trained on the teacher's statistics."""
 
 METHODS: dict[str, Method] = {
     "ddad": Method(alternating, {"paper": {}, "swift": _SWIFT, "aimed": _AIMED, "warm": _WARM}),
@@ -69,7 +69,7 @@ METHODS: dict[str, Method] = {
 
 
 def find(name: str, variant: str) -> tuple[Method, Overlay]:
-    """A method and its variant's values; UserError naming the nearest where there is none."""
+    """A method and its variant's values; raises UserError with the nearest name if there is none."""
     if name not in METHODS:
         raise UserError(f"method={name!r}: no such method{nearest(name, METHODS)}")
     variants = METHODS[name].variants

@@ -1,4 +1,4 @@
-"""The terms of each turn's loss and their weights in a round: which formulas of docs/method.md count, and how much."""
+"""The terms of each turn's loss and their weights in a round: the formulas of docs/method.md and their weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.config import Config, Weight
 
 
 def student_terms(config: Config, round_index: int, t: Answer, s: Answer) -> dict[str, Weighted]:
-    """D(t, s), attention transfer and the distance between blocks: what the student lowers."""
+    """The terms that the student minimises: D(t, s), attention transfer, the distance between blocks."""
     name = config.student_discrepancy or config.discrepancy
     temperature = config.student_temperature or config.temperature
     terms: dict[str, Weighted] = {"discrepancy": (1.0, losses.discrepancy(t.logits, s.logits, name, temperature))}
@@ -29,8 +29,8 @@ def generator_terms(
 ) -> dict[str, Weighted]:
     """-w_adv A(D(t, s)) + w_bn R_bn(x) + optional terms; one of weight 0 in this round is not computed.
 
-    `y`: the classes [B] that the images are made for, where `weights.target` counts in some round.
-    `entropy` and `top_class` are only watched: a generator that collapses shows there.
+    `y`: the target classes [B] of the images, if `weights.target` is above 0 in some round.
+    `entropy` and `top_class` are only logged: they show when a generator collapses.
     """
     terms: dict[str, Callable[[], Term]] = {
         **({} if y is None else {"target": lambda: losses.cross_entropy(t.logits, y, None)}),
@@ -59,14 +59,14 @@ def generator_terms(
 def image_terms(
     config: Config, round_index: int, t: Answer, s: Ask, x: Tensor, y: Tensor, contrast: Callable[[], Term]
 ) -> dict[str, Weighted]:
-    """The generator's terms, and the contrastive one."""
+    """The generator's terms, and the contrastive term."""
     weight = weight_at(config.weights.contrastive, round_index)
     terms = generator_terms(config, round_index, t, s, x, y)
     return {"contrastive": (weight, contrast()), **terms} if weight else terms
 
 
 def supervised_terms(config: Config, round_index: int, labels: Tensor, s: Answer) -> dict[str, Weighted]:
-    """CE(s, y) over labels that are scored."""
+    """CE(s, y) over the labels that are not ignored."""
     return {"cross_entropy": (1.0, losses.cross_entropy(s.logits, labels, task.load(config.task).ignore_index))}
 
 

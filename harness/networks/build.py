@@ -1,4 +1,4 @@
-"""Builds networks, a task's own, those of three libraries or a user's, and loads their weights."""
+"""Builds networks by name: the task's own, those of three libraries, or a user's."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def network(task: Task, name: str, classes: int, channels: int, arguments: Mappi
     `name` is one of the task's, "timm:NAME", "torchvision:NAME", "smp:ARCH/ENCODER" or "path/to/file.py:function";
     `arguments` are passed on as keyword arguments. Nothing is downloaded unless an argument asks for it. Inside
     `with torch.device("meta")` this is quick whatever the size: enough to check a name and to count parameters.
-    Raises UserError where no network comes of it.
+    Raises UserError if the network cannot be built.
     """
     if clash := sorted({"classes", "channels"} & arguments.keys()):
         raise UserError(f"network {name!r}: {clash[0]} is not one of its arguments, it follows from the configuration")
@@ -35,7 +35,7 @@ def network(task: Task, name: str, classes: int, channels: int, arguments: Mappi
             module = task.network(name, classes, channels, **arguments)
     except UserError:
         raise
-    except Exception as error:  # whatever a library or a user's function raises: the line says which, and what
+    except Exception as error:  # a library or a user's function may raise anything
         given = f" with {dict(arguments)}" if arguments else ""
         raise UserError(
             f"network {name!r} could not be built{given}: {type(error).__name__}: {one_line(error)}"
@@ -74,7 +74,7 @@ def _torchvision(name: str, classes: int, channels: int, arguments: Mapping[str,
 
 
 def _only_logits(module: nn.Module, inputs: object, output: Any) -> Any:
-    """torchvision's segmentation networks answer {"out": logits, ...}, some classifiers a tuple while training."""
+    """torchvision's segmentation networks return {"out": logits, ...}, some classifiers a tuple in training mode."""
     return output["out"] if isinstance(output, dict) else getattr(output, "logits", output)
 
 
@@ -90,7 +90,7 @@ def _smp(name: str, classes: int, channels: int, arguments: Mapping[str, Any]) -
     if encoder not in smp.encoders.get_encoder_names() and not encoder.startswith("tu-"):  # tu-: any of timm's
         raise _unknown(f"smp:.../{encoder}", smp.encoders.get_encoder_names())
     build_one = architectures[architecture]
-    if not encoder.startswith("tu-"):  # other encoders would drop an argument that nobody knows, without a word
+    if not encoder.startswith("tu-"):  # other encoders silently ignore unknown arguments
         for key in arguments.keys() - inspect.signature(build_one).parameters.keys():
             raise UserError(f"network 'smp:{name}' takes no argument {key!r}")
     options = {"encoder_weights": None, **arguments}
@@ -106,7 +106,7 @@ _LIBRARIES: dict[str, Callable[[str, int, int, Mapping[str, Any]], nn.Module]] =
 
 
 def _unknown(name: str, known: Collection[str]) -> UserError:
-    """Names the three nearest, however far: these lists are too long to be shown whole."""
+    """An error with the three nearest names; the lists are too long to show."""
     word = re.split("[:/]", name.removesuffix("/..."))[-1]
     close = difflib.get_close_matches(word, known, n=3, cutoff=0.0)
     return UserError(f"unknown network {name!r}; the nearest names are {', '.join(close)}")

@@ -1,8 +1,8 @@
 """The channels of a network that can be removed together, found by tracing it with torch-pruning's dependency graph.
 
 A group is a layer's output channels with all that depends on them: its normalisation and the inputs of the layers
-that follow. What the tracer reports is not trusted: a group counts only where the network without half of it answers as
-the whole network does whose next layers do not listen to that half.
+that follow. The tracer's groups are checked: a group is used only if removing half of its channels gives the same
+outputs as setting the weights for these channels in the next layers to 0.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from harness.networks import cutting
 from harness.networks.cutting import Structure
 
 TOLERANCE = 1e-3
-"""Most that two ways to the same answer may differ, as a share of its largest value: rounding."""
+"""Tolerance of that check, as a share of the largest output: rounding."""
 
 
 @dataclass(frozen=True)
@@ -33,20 +33,20 @@ class Group:
     """Channels that are removed together."""
 
     name: str
-    """The layer that makes them."""
+    """The layer whose outputs they are."""
     size: int
-    """How many there are."""
+    """Number of channels."""
     parts: int
-    """Equal parts, in order, of which as many are kept in each: those of grouped convolutions."""
+    """Number of equal parts; each keeps the same number of channels: the groups of grouped convolutions."""
     importance: Tensor
     """[size]: group L2 importance, the mean over all layers of the sum of squared weights (arXiv 2301.12900)."""
     touched: dict[tuple[str, str], list[tuple[int, int]]]
-    """(layer, axis): pairs of an index there and the channel, 0 to `size` - 1, with which it goes."""
+    """{(layer, axis): pairs (index along that axis, channel in 0 .. `size` - 1)}."""
     operations: frozenset[str]
-    """What the channels pass through between layers, by autograd's names."""
+    """Operations between the layers, by autograd's names."""
 
     def kept(self, share: float) -> set[int]:
-        """The most important channels, that share of them, at least one of each part; of equal ones the first."""
+        """The share of most important channels, at least one of each part; ties keep the first."""
         width = self.size // self.parts
         number = max(1, math.floor(width * share + 0.5))
         found: set[int] = set()
@@ -59,8 +59,8 @@ class Group:
 def find(module: nn.Module, x: Tensor, name: str) -> list[Group]:
     """Every group of channels inside blocks, in the order of the layers; `module` is in eval mode and unchanged.
 
-    Left out are the residual stream (what an operation of several layers' outputs takes, but for a product, a gate),
-    the logits, and what cannot be removed without a change of what is left. `x` [B, C, H, W], B at least 2, are images.
+    Left out are the residual stream (inputs of operations on the outputs of several layers, except products), the
+    logits, and channels whose removal changes the other outputs. `x` [B, C, H, W], B at least 2, are images.
     Raises UserError with the reason where the network, `name` in messages, cannot be traced or nothing is left.
     """
     traced = copy.deepcopy(module).requires_grad_(True)
@@ -69,7 +69,7 @@ def find(module: nn.Module, x: Tensor, name: str) -> list[Group]:
         with torch.enable_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
             graph.build_dependency(traced, x, forward_fn=_answer, verbose=False)
             candidates = list(_candidates(traced, graph))
-    except Exception as error:  # whatever a network's own code or the tracer raises
+    except Exception as error:  # the network's own code or the tracer may raise anything
         reason = " ".join(str(error).split())[:300]
         raise UserError(
             f"{name} cannot be traced for pruning ({type(error).__name__}: {reason}): name a smaller network as "
@@ -95,12 +95,12 @@ def find(module: nn.Module, x: Tensor, name: str) -> list[Group]:
 def _answer(module: nn.Module, x: Tensor) -> Tensor:
     logits: Tensor = module(x)
     if logits.grad_fn is None:
-        raise ValueError("no gradient comes from its answer to its layers, as under torch.no_grad()")
+        raise ValueError("its output has no gradient, as under torch.no_grad()")
     return logits
 
 
 def _sound(module: nn.Module, groups: Sequence[Group], x: Tensor) -> list[Group]:
-    """Those groups without which the others answer as before; asked of all at once first, which is nearly always so."""
+    """The groups that pass the check of `_problem`; all at once first, then each half."""
     if not groups or _problem(module, structure(module, groups, 0.5), x) is None:
         return list(groups)
     if len(groups) == 1:
@@ -110,12 +110,12 @@ def _sound(module: nn.Module, groups: Sequence[Group], x: Tensor) -> list[Group]
 
 
 def structure(module: nn.Module, groups: Sequence[Group], share: float, dropped: Sequence[str] = ()) -> Structure:
-    """What is left of the network where that share of each group is kept and the blocks `dropped` are left out."""
+    """The structure that keeps that share of each group and leaves out the blocks `dropped`."""
     removed: dict[tuple[str, str], set[int]] = {}
     for group in groups:
         kept = group.kept(share)
-        for place, pairs in group.touched.items():
-            removed.setdefault(place, set()).update(index for index, channel in pairs if channel not in kept)
+        for axis_of_layer, pairs in group.touched.items():
+            removed.setdefault(axis_of_layer, set()).update(index for index, channel in pairs if channel not in kept)
     found: dict[str, dict[str, list[int]]] = {}
     for (layer, axis), indices in removed.items():
         if indices:
@@ -125,7 +125,7 @@ def structure(module: nn.Module, groups: Sequence[Group], share: float, dropped:
 
 
 def _candidates(module: nn.Module, graph: Any) -> Iterator[Group]:
-    """Groups inside blocks as the tracer reports them."""
+    """The tracer's groups inside blocks."""
     names: dict[Any, str] = {layer: name for name, layer in module.named_modules()}
     names |= {parameter: name for name, parameter in module.named_parameters()}
     seen: set[Any] = set()
@@ -134,7 +134,10 @@ def _candidates(module: nn.Module, graph: Any) -> Iterator[Group]:
         if not makes or layer in seen or layer not in graph.module2node:
             continue
         pruner, total = graph.get_pruner_of_module(layer), cutting.size(layer, "out")
-        for channels in ([0], list(range(total))):  # one is enough to tell the residual stream, which may be long
+        for channels in (
+            [0],
+            list(range(total)),
+        ):  # one channel is enough to detect the residual stream, whose group may be large
             traced = graph.get_pruning_group(layer, pruner.prune_out_channels, channels)
             made = {item.dep.target for item in traced if _axis(graph, item.dep) == "out"}
             seen |= {node.module for node in made}
@@ -146,20 +149,20 @@ def _candidates(module: nn.Module, graph: Any) -> Iterator[Group]:
             continue
         try:
             importance = torch_pruning.importance.GroupMagnitudeImportance(p=2)(traced)
-        except (IndexError, RuntimeError):  # over a grouped convolution that is transposed or changes the width
+        except (IndexError, RuntimeError):  # not supported for some grouped convolutions
             continue
         operations = frozenset(filter(None, (_operation(item.dep.target) for item in traced)))
         yield Group(name, total, parts, importance.float(), touched, operations)
 
 
 def _axis(graph: Any, dependency: Any) -> str:
-    """Which channels of its layer a dependency is about; "out" where input and output are one."""
+    """The axis of its layer that a dependency prunes; "out" if input and output have the same channels."""
     pruner, handler = graph.get_pruner_of_module(dependency.layer), dependency.pruning_fn
     return "in" if handler == pruner.prune_in_channels != pruner.prune_out_channels else "out"
 
 
 def _touched(graph: Any, traced: Any, names: dict[Any, str]) -> dict[tuple[str, str], list[tuple[int, int]]] | None:
-    """A traced group's `Group.touched`; None where it has a layer that cannot be cut."""
+    """`Group.touched` of a traced group; None if it has a layer that cannot be cut."""
     found: dict[tuple[str, str], list[tuple[int, int]]] = {}
     for item in traced:
         layer = item.dep.layer
@@ -179,21 +182,21 @@ def _parts(layer: Any) -> int:
 
 
 def _joins(node: Any) -> bool:
-    """Whether an operation takes several layers' outputs channel by channel; a product is a gate, not a stream."""
+    """Whether an elementwise operation, except a product, has the outputs of several layers as inputs."""
     several = sum(bool(source.inputs) or isinstance(source.module, cutting.SUPPORTED) for source in node.inputs) > 1
     return several and node.type == OPTYPE.ELEMENTWISE and "Mul" not in str(node.module)
 
 
 def _operation(node: Any) -> str | None:
-    """The name of what is no layer, such as "PermuteBackward0"."""
+    """The name of an operation that is not a layer, such as "PermuteBackward0"."""
     return node.grad_fn.name() if node.type in (OPTYPE.ELEMENTWISE, OPTYPE.RESHAPE) else None
 
 
 def _problem(module: nn.Module, shape: Structure, x: Tensor) -> str | None:
     """What is wrong with a structure that the tracer found, or None.
 
-    The cut network has to answer as the masked one, up to rounding, and to run in training mode too. Normalisations
-    over channels, which see how many there are, are left out of both.
+    The cut network must have the outputs of the masked one, up to rounding, and must run in training mode.
+    Normalisations over channels depend on their number and are replaced by the identity in both.
     """
     try:
         cut, masked = copy.deepcopy(module), cutting.masked(module, shape)
@@ -205,9 +208,9 @@ def _problem(module: nn.Module, shape: Structure, x: Tensor) -> str | None:
                     cut.set_submodule(name, nn.Identity())
                     masked.set_submodule(name, nn.Identity())
             found, expected = cut(x), masked(x)
-    except Exception as error:  # whatever a layer raises over a shape
+    except Exception as error:  # layers raise many types for a wrong shape
         return " ".join(str(error).split())[:200]
     if found.shape != expected.shape:
         return f"its logits would be {list(found.shape)} instead of {list(expected.shape)}"
     close = torch.allclose(found, expected, rtol=0, atol=TOLERANCE * expected.abs().max().item())
-    return None if close else "without these channels the others answer differently"
+    return None if close else "without these channels its other outputs change"

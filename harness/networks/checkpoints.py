@@ -26,11 +26,11 @@ FOREIGN = (
     (b"\x1f\x8b", "packed with gzip: unpack it"),
     (b"\x89HDF", "an HDF5 file, such as Keras writes: convert it to PyTorch weights"),
 )
-"""How files that are often taken for checkpoints begin, what they are, and what to do."""
+"""First bytes of files that are often mistaken for checkpoints, what they are, and what to do."""
 
 
 class Ignored:
-    """Takes the position of a value beside the weights: nothing of the type that the file names is imported or run."""
+    """Replaces a value that is not a weight: the type that the file names is neither imported nor run."""
 
     def __init__(self, *arguments: object) -> None:
         """Drops the arguments."""
@@ -152,18 +152,18 @@ def _content(path: Path) -> object:
         safe = torch.serialization.safe_globals(_SAFE)
         with path.open("rb") as file, warnings.catch_warnings(action="ignore"), safe:
             return torch.load(file, map_location="cpu", weights_only=True)  # of a path, it goes by the suffix
-    except Exception as error:  # torch's readers answer damage with errors of every kind
+    except Exception as error:  # torch's readers raise many types for damaged files
         text = str(error)
         names = re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", text)
         program = f"a pickle that would run {names[1]} when read" if names else "a TorchScript program"
         if names or "TorchScript" in text:
-            advice = "whoever trusts it can save its weights anew with torch.save(network.state_dict(), FILE)"
+            advice = "if you trust it, save its weights again with torch.save(network.state_dict(), FILE)"
             raise UserError(f"{path} is refused: it is {program}, not weights alone; {advice}") from None
         raise UserError(f"{path} is damaged, or not a checkpoint: {_reason(start, error)}") from None
 
 
 def _reason(start: bytes, error: Exception) -> str:
-    """Why a file could not be read, in one line: what it is instead, or what the reader said."""
+    """Why a file could not be read, in one line: its actual format, or the reader's error."""
     foreign = [what for magic, what in FOREIGN if start.startswith(magic)]
     if start[257:262] == b"ustar":
         foreign.append("a tar archive: unpack it and name the file in it")

@@ -2,8 +2,8 @@
 
 {"kept": {"layer1.0.conv1": {"out": [0, 2, ...]}, "layer1.0.conv2": {"in": [0, 2, ...]}, ...}, "dropped": ["layer2.3"]}
 
-`cut` brings a network of the original shape, with whatever weights, to that shape: it derives a student from its
-teacher, and rebuilds the student's shape where there is no teacher's file. A layer's axis is "in" or "out"; where both
+`cut` applies this to a network of the original shape with any weights: to derive a student from its teacher, and to
+rebuild the student without the teacher's file. A layer's axis is "in" or "out"; where both
 are one, as in a normalisation or a depthwise convolution, it is "out"; a parameter outside these layers has its axis by
 number.
 """
@@ -32,13 +32,13 @@ PER_CHANNEL: dict[type[nn.Module], str] = {
     nn.LayerNorm: "normalized_shape",
     nn.PReLU: "num_parameters",
 }
-"""Layers with a value a channel, and the attribute that holds their number of channels."""
+"""Layers with one value for each channel, and the attribute with their number of channels."""
 
 SUPPORTED = (_ConvNd, nn.Linear, *PER_CHANNEL)
 
 
 def size(layer: nn.Module | nn.Parameter, axis: str) -> int:
-    """Number of channels of a layer's axis; ValueError where the layer is none that `cut` knows."""
+    """Number of channels of a layer's axis; raises ValueError for a layer that `cut` does not support."""
     if isinstance(layer, nn.Parameter):
         return layer.shape[int(axis)]
     if isinstance(layer, _ConvNd):
@@ -54,9 +54,9 @@ def size(layer: nn.Module | nn.Parameter, axis: str) -> int:
 
 
 def cut(module: nn.Module, structure: Structure) -> None:
-    """Brings a network to the structure, in place: parameters and buffers are those of the kept indices.
+    """Prunes a network to the structure, in place: it keeps the parameters and buffers of the kept indices.
 
-    Raises UserError where the structure is not one of this network; the network is then of no use any more.
+    Raises UserError if the structure does not fit this network, which is then in an undefined state.
     """
     if not {"dropped", "kept"} <= set(structure):
         raise UserError("a pruned structure holds what is kept and what is dropped")
@@ -82,9 +82,9 @@ def cut(module: nn.Module, structure: Structure) -> None:
 
 
 def masked(module: nn.Module, structure: Structure) -> nn.Module:
-    """A copy of the network with nothing cut, in which no layer listens to the channels that `cut` would remove.
+    """A copy of the whole network with weights of 0 for inputs from the channels that `cut` would remove.
 
-    Its answers are those of the cut network wherever no layer normalises over channels.
+    Its outputs are those of the cut network if no layer normalises over channels.
     """
     whole = copy.deepcopy(module)
     for name in structure["dropped"]:
@@ -109,12 +109,12 @@ def find(module: nn.Module, name: str) -> nn.Module | nn.Parameter:
     owner, _, last = name.rpartition(".")
     found = getattr(module.get_submodule(owner), last)
     if not isinstance(found, nn.Module | nn.Parameter):
-        raise AttributeError(f"{type(found).__name__} is no layer")
+        raise AttributeError(f"{type(found).__name__} is not a layer")
     return found
 
 
 def depthwise(layer: nn.Module | nn.Parameter) -> bool:
-    """Whether a layer is a convolution of each channel by itself, whose input and output axes are one."""
+    """Whether a layer is a depthwise convolution: its input and output have the same channels."""
     return isinstance(layer, _ConvNd) and 1 < layer.groups == layer.out_channels == layer.in_channels
 
 
@@ -122,7 +122,7 @@ def _attribute(layer: nn.Module) -> str:
     for kind, name in PER_CHANNEL.items():
         if isinstance(layer, kind):
             return name
-    raise ValueError(f"{type(layer).__name__} is none of the layers that can be cut")
+    raise ValueError(f"layers of type {type(layer).__name__} cannot be cut")
 
 
 def _check(layer: nn.Module | nn.Parameter, axes: Mapping[str, Sequence[int]]) -> None:
@@ -136,12 +136,12 @@ def _drop(module: nn.Module, name: str) -> None:
     try:
         training = module.get_submodule(name).training
     except AttributeError:
-        raise UserError(f"block {name!r} does not fit the pruned structure: the network has none") from None
+        raise UserError(f"block {name!r} does not fit the pruned structure: the network has no such block") from None
     module.set_submodule(name, nn.Identity().train(training))
 
 
 def _parts(kept: Sequence[int], total: int, groups: int) -> list[list[int]]:
-    """Indices by the group of a grouped convolution that they are in, counted from its first one; each has as many."""
+    """Kept indices of each group of a grouped convolution, relative to its first; all groups must keep equally many."""
     width = total // groups
     found = [[index - start for index in kept if start <= index < start + width] for start in range(0, total, width)]
     if len({len(part) for part in found}) != 1:

@@ -1,4 +1,4 @@
-"""A student that begins with its teacher's weights: those of the same path and shape, and blocks of deeper stages."""
+"""Copies the teacher's weights into a student: those with the same path and shape, and blocks of deeper stages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Signature = list[tuple[str, tuple[int, ...]]]
 
 @dataclass(frozen=True)
 class Inherited:
-    """What a student has of its teacher."""
+    """The weights that a student has from its teacher."""
 
     share: float
     """Share of its weights, buffers not counted."""
@@ -26,7 +26,7 @@ class Inherited:
 
 
 def default_blocks(ours: int, theirs: int) -> list[int]:
-    """Which of the teacher's blocks, of `theirs`, a stage of `ours` takes: the first ones, for they change most."""
+    """Which of the teacher's blocks, of `theirs`, a stage of `ours` takes: the first (docs/your-own-teacher.md)."""
     return list(range(ours))
 
 
@@ -52,7 +52,9 @@ def inherit(
         if source in other and other[source].shape == values.shape:
             found[name] = other[source]
     weights = dict(student.named_parameters(remove_duplicate=False))
-    if not any(name in found and values.dim() > 1 for name, values in weights.items()):  # biases alone are nothing
+    if not any(
+        name in found and values.dim() > 1 for name, values in weights.items()
+    ):  # biases without weights do not count
         raise UserError(
             f"student.start=teacher: {names[0]} and {names[1]} have no layer's weight in common: the first one's is "
             f"{_first(student)}, the other's {_first(teacher)}: set student.start=fresh"
@@ -108,7 +110,7 @@ def _chosen(
             )
         for index, source in enumerate(wanted):
             mine, its = (
-                list(stage.children())[place] for stage, place in zip(stages[name], (index, source), strict=True)
+                list(stage.children())[number] for stage, number in zip(stages[name], (index, source), strict=True)
             )
             if _signature(mine) != _signature(its):
                 raise UserError(
@@ -128,7 +130,7 @@ def _flat(blocks: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def _source(name: str, chosen: Mapping[str, list[int]]) -> str:
-    """The name in the teacher of what a student's parameter or buffer takes."""
+    """The teacher's name of the source of a student's parameter or buffer."""
     for stage, blocks in chosen.items():
         if name.startswith(f"{stage}."):
             index, dot, rest = name.removeprefix(f"{stage}.").partition(".")

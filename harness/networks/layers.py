@@ -1,4 +1,4 @@
-"""Layers of a network by what they are for, what they answer on the way, and a network in evaluation mode."""
+"""The head of a network, outputs of its layers, evaluation mode, and its size."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from harness.errors import UserError
 
 
 def head(module: nn.Module) -> nn.Module:
-    """The last linear layer, or where there is none the last convolution: its input is the penultimate features."""
+    """The last linear layer, or if there is none the last convolution; its input are the penultimate features."""
     return module.get_submodule(head_name(module))
 
 
@@ -44,7 +44,7 @@ def observe_features(module: nn.Module) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def observe_maps(layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
-    """Inside, the list holds what each of the layers answered last: [B, C, h, w] each, in the layers' order."""
+    """Yields a list with the latest output of each layer, [B, C, h, w] each, in the order of the layers."""
     found: list[Tensor] = [Tensor()] * len(layers)
 
     def hook(index: int, layer: nn.Module, inputs: object, output: Tensor) -> None:
@@ -60,7 +60,7 @@ def observe_maps(layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def evaluating(networks: Iterable[nn.Module]) -> Iterator[None]:
-    """Networks in evaluation mode without gradients; afterwards in the mode they were in."""
+    """Sets networks to eval mode without gradients inside the context, and restores their modes after it."""
     modes = [(network, network.training) for network in networks]
     try:
         for network, _ in modes:

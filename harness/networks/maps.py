@@ -1,4 +1,4 @@
-"""Layers at which the student's terms compare it with the teacher, and answers with what these layers give."""
+"""Layers at which the student's terms compare student and teacher, and outputs of these layers."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Compared:
     """Layers of a network whose outputs the student's terms compare with those of the other network."""
 
     maps: Sequence[nn.Module] = ()
-    """Those whose attention is compared."""
+    """Layers for attention transfer."""
     blocks: Sequence[nn.Module] = ()
-    """Those that are compared number by number."""
+    """Blocks that are compared value by value."""
 
 
 NOTHING = Compared()
@@ -34,10 +34,10 @@ NOTHING = Compared()
 def compared(
     config: Config, teacher: nn.Module, student: nn.Module, inherited: Mapping[str, list[int]] = MappingProxyType({})
 ) -> tuple[Compared, Compared]:
-    """What the student's terms compare, in the teacher and in the student, pair by pair.
+    """The layers that the student's terms compare, of the teacher and of the student, pair by pair.
 
-    `inherited`: by the path of a stage with fewer blocks, the teacher's block for each of the student's. UserError
-    where a term has a weight and the two networks share nothing that it can compare.
+    `inherited`: by the path of a stage with fewer blocks, the teacher's block for each of the student's. Raises
+    UserError if a term has a weight and the two networks have no layers that it can compare.
     """
     if not ever(config.student.attention) and not ever(config.student.features):
         return NOTHING, NOTHING
@@ -47,7 +47,7 @@ def compared(
 
 
 def answer(network: Callable[[Tensor], Tensor], x: Tensor, compared: Compared) -> Answer:
-    """The network's answer to images x [B, C, H, W], with the outputs of the layers that are compared."""
+    """The network's logits for images x [B, C, H, W], with the outputs of the layers that are compared."""
     layers = [*compared.maps, *compared.blocks]
     if not layers:
         return Answer(network(x))
@@ -59,7 +59,7 @@ def answer(network: Callable[[Tensor], Tensor], x: Tensor, compared: Compared) -
 def shared(config: Config, teacher: nn.Module, student: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
     """Layers of the teacher, and one for each of the student whose output has the same height and width.
 
-    UserError where the two have no size in common.
+    Raises UserError if the two have no size in common.
     """
     x = torch.zeros(2, *image_shape(config))
     own, other = last_by_size(student, x), last_by_size(teacher, x)
@@ -74,9 +74,9 @@ def shared_blocks(
 ) -> tuple[list[nn.Module], list[nn.Module]]:
     """Blocks of the teacher, and those of the student of the same name and shape of output, in order.
 
-    A block is a numbered part, such as `layer2.0`, that has layers of its own. Of a stage in `inherited`, a block of
-    the student is compared with the last of the teacher's before the next that was inherited: it has to do the work of
-    all of them. UserError where the two share none.
+    A block is a numbered part, such as `layer2.0`, that has layers of its own. A block of the
+    student in a stage of `inherited` replaces the teacher's blocks up to the next inherited one, and is compared with
+    the last of these. Raises UserError if no blocks match.
     """
     x = torch.zeros(2, *image_shape(config))
     own, other = block_shapes(student, x), block_shapes(teacher, x)
@@ -97,7 +97,7 @@ def _corresponding(name: str, inherited: Mapping[str, list[int]], theirs: Collec
 
 
 def block_shapes(module: nn.Module, x: Tensor) -> dict[str, tuple[int, ...]]:
-    """The shape of what each block answers to images x, without the batch, by the block's name."""
+    """The shape of each block's output for images x, without the batch, by the block's name."""
     found: dict[str, tuple[int, ...]] = {}
 
     def hook(name: str) -> Callable[..., None]:
@@ -130,9 +130,9 @@ def _nothing_shared(config: Config, path: str, what: str) -> UserError:
 
 
 def last_by_size(module: nn.Module, x: Tensor) -> dict[Size, nn.Module]:
-    """The layer that answers last at each (height, width) above 1x1, in the order in which the sizes first occur.
+    """The last layer with an output of each (height, width) above 1x1, in the order in which the sizes occur.
 
-    Blocks count as layers; the head, what holds it and what follows it do not, nor what is called more than once.
+    Blocks count as layers. Not counted: the head, modules that contain it, layers after it, layers called repeatedly.
     """
     head = layers.head_name(module)
     found: dict[Size, list[nn.Module]] = {}
@@ -157,5 +157,5 @@ def last_by_size(module: nn.Module, x: Tensor) -> dict[Size, nn.Module]:
 
 
 def _holds(name: str, head: str) -> bool:
-    """Whether the layer of that name is the head or one that holds it."""
+    """Whether the module of that name is the head or contains it."""
     return not name or name == head or head.startswith(f"{name}.")

@@ -21,7 +21,7 @@ def source_file(name: str) -> Path | None:
 
 
 def located(name: str, record: Mapping[str, Any] | None) -> str:
-    """A network's name with the user's file at the absolute path of its `file_record`: it holds from any folder."""
+    """A network's name with the absolute path of the user's file from its `file_record`, valid in any folder."""
     return f"{record['path']}:{name.rpartition(':')[2]}" if record else name
 
 
@@ -57,7 +57,7 @@ def _import(path: Path, name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module  # dataclasses in the file look themselves up there
+    sys.modules[module_name] = module  # dataclasses in the file need their module there
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:

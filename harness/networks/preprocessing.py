@@ -1,4 +1,4 @@
-"""How pixels become a network's input, and back: it belongs to the teacher and travels with the student."""
+"""From pixels to a network's input and back: part of the teacher, and saved with the student."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Preprocessing:
     std: tuple[float, ...]
 
     def normalise(self, rgb: Tensor) -> Tensor:
-        """RGB images [..., 3, H, W] in 0..1 -> what the network takes, [..., C, H, W]."""
+        """RGB images [..., 3, H, W] in 0..1 -> network input [..., C, H, W]."""
         return (self._reorder(rgb) - self._column(self.mean, rgb)) / self._column(self.std, rgb)
 
     def denormalise(self, x: Tensor) -> Tensor:
-        """What the network takes, [..., C, H, W] -> RGB images [..., 3, H, W], clamped to 0..1."""
+        """Network input [..., C, H, W] -> RGB images [..., 3, H, W], clamped to 0..1."""
         pixels = (x * self._column(self.std, x) + self._column(self.mean, x)).clamp(0, 1)
         if self.channels == "gray":
             return pixels.expand(*pixels.shape[:-3], 3, *pixels.shape[-2:])
@@ -64,7 +64,7 @@ def preprocessing(config: Config) -> Preprocessing:
 
 
 def black(config: Config) -> Tensor:
-    """What the network takes for a black pixel, [C, 1, 1]."""
+    """The network input of a black pixel, [C, 1, 1]."""
     spec = preprocessing(config)
     return (-torch.tensor(spec.mean) / torch.tensor(spec.std))[:, None, None]
 

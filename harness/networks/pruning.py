@@ -1,4 +1,4 @@
-"""A student cut out of its teacher: channels inside blocks, and blocks, by what `student.arguments` asks to remain."""
+"""A student cut out of its teacher: channels inside blocks, and blocks; `student.arguments` are the shares left."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def plan(teacher: nn.Module, arguments: Mapping[str, Any], noise: Tensor, name: 
     multiply-adds or weights are at most that share of the teacher's. `teacher` is in eval mode and stays as it is.
     Raises UserError where the teacher, `name` in messages, cannot be pruned or not by so much.
     """
-    from harness.networks import channels  # what it traces with takes a second to import
+    from harness.networks import channels  # its import takes a second
 
     dropped = _least_missed(teacher, noise, arguments["blocks"], name) if "blocks" in arguments else []
     shorter = copy.deepcopy(teacher)
@@ -49,7 +49,7 @@ def plan(teacher: nn.Module, arguments: Mapping[str, Any], noise: Tensor, name: 
 
 
 def droppable(module: nn.Module, x: Tensor) -> list[str]:
-    """The blocks that can be left out: they keep the shape, and with weights of 0 they pass their input on as it is.
+    """The blocks that can be left out: they keep the shape, and with weights of 0 they are the identity.
 
     A block is a child of an nn.Sequential or nn.ModuleList with a convolution or a linear layer in it, called once on
     one tensor, and none of the blocks that it holds is one itself. `module` in eval mode; x [B, C, H, W] are images.
@@ -82,7 +82,7 @@ def droppable(module: nn.Module, x: Tensor) -> list[str]:
 
 
 def _passes(block: nn.Module, given: Tensor | None) -> bool:
-    """Whether a block whose weights are all 0 is the identity on what it was given."""
+    """Whether a block whose weights are all 0 returns its input."""
     if given is None or not any(isinstance(layer, _ConvNd | nn.Linear) for layer in block.modules()):
         return False
     empty = copy.deepcopy(block)

@@ -1,10 +1,10 @@
-"""Least-squares reconstruction: a pruned layer's weights are fitted so that it answers as the whole layer did.
+"""Least-squares reconstruction: fits the weights of pruned layers to the outputs of the unpruned layers.
 
     W, b <- argmin  sum over images and positions || y - W * x - b ||^2 + ridge ||W||^2
 
-x is what the pruned layer receives in the student, y what the whole layer answers in the teacher, at the outputs that
-were kept (He et al., Channel pruning, arXiv 1707.06168). Layers are fitted in forward order, each on the inputs that
-those before it now give. b goes into the layer's bias, or where it has none into the batch norm that follows.
+x are the inputs of the pruned layer in the student, y the outputs of the whole layer in the teacher, for the output
+channels that are kept (He et al., Channel pruning, arXiv 1707.06168). Layers are fitted in forward order,
+each on inputs from the layers fitted before it. b is added to the layer's bias, or if it has none to the batch norm that follows.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from harness.algorithm.moments import NormLayer
 from harness.networks.layers import evaluating
 
 RIDGE = 1e-3
-"""Of the mean square of an input: what keeps the weights of nearly equal inputs small."""
+"""Ridge, as a share of the mean square of an input: it keeps the weights of nearly equal inputs small."""
 
 Sum = Callable[[Tensor], Tensor]
 """Adds a tensor up over all processes."""
@@ -37,7 +37,7 @@ def reconstruct(
     """Fits every layer of `student` whose inputs were cut, on images [B, C, H, W]; returns their names.
 
     `kept`: {layer: {"in" or "out": kept channels of the teacher's layer of that name}}. `batches` are this process's
-    images; every process has to call. Convolutions over groups and transposed ones stay as they are.
+    images; all processes must call this. Convolutions over groups and transposed ones stay as they are.
     """
     names = [name for name in _order(student, batches[0]) if "in" in kept.get(name, {})]
     norms = _norms(student, batches[0])
@@ -57,7 +57,7 @@ def reconstruct(
 
 
 def _order(module: nn.Module, x: Tensor) -> list[str]:
-    """The names of the layers that can be fitted, in the order in which they first fire."""
+    """The names of the layers that can be fitted, in the order of their first calls."""
     found: dict[str, None] = {}
     handles = []
     for name, layer in module.named_modules():
@@ -75,7 +75,7 @@ def _order(module: nn.Module, x: Tensor) -> list[str]:
 
 def _norms(module: nn.Module, x: Tensor) -> dict[str, NormLayer]:
     """The batch norm that takes each layer's output, by the layer's name."""
-    answers: dict[int, tuple[str, Tensor]] = {}  # the tensors too, so that no other one has their identity
+    answers: dict[int, tuple[str, Tensor]] = {}  # keeps the tensors alive, so that their ids stay unique
     found: dict[str, NormLayer] = {}
 
     def answered(name: str) -> Callable[..., None]:
@@ -101,7 +101,7 @@ def _norms(module: nn.Module, x: Tensor) -> dict[str, NormLayer]:
 
 
 class _Reached(Exception):
-    """A forward pass has come as far as it was needed."""
+    """Ends a forward pass that has reached the layer of interest."""
 
 
 def _normal_equations(
@@ -141,7 +141,7 @@ def _normal_equations(
 
 
 def _rows(layer: nn.Module, x: Tensor, intercept: bool) -> Tensor:
-    """What a layer's weight is multiplied with: [positions, inputs (x kernel)], fp32 or wider."""
+    """The inputs that a layer's weight is multiplied with: [positions, inputs (x kernel)], fp32 or wider."""
     x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     if isinstance(layer, nn.Conv2d):
         patches: Any = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)  # type: ignore[arg-type]
@@ -152,7 +152,7 @@ def _rows(layer: nn.Module, x: Tensor, intercept: bool) -> Tensor:
 
 
 def _columns(y: Tensor, outputs: Sequence[int] | None) -> Tensor:
-    """A layer's answers, [positions, kept outputs]."""
+    """A layer's outputs, [positions, kept outputs]."""
     y = y.float() if y.dtype in (torch.float16, torch.bfloat16) else y
     rows = y.movedim(1, -1).flatten(0, -2) if y.dim() == 4 else y.flatten(0, -2)
     return rows if outputs is None else rows[:, torch.tensor(list(outputs), device=rows.device)]

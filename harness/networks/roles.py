@@ -20,13 +20,13 @@ from harness.networks.cutting import Structure
 from harness.networks.layers import evaluating
 
 NOISE = 16
-"""Images, normally distributed for each pixel, on which it is judged which blocks of a teacher can be left out."""
+"""Number of images of normal noise on which the effect of removing a teacher's block is measured."""
 
 
 def teacher(config: Config, say: Callable[[str], None] = lambda line: None) -> nn.Module:
     """The teacher with its weights; UserError where the file is missing or does not fit the network.
 
-    `say` is told which weights were taken of a file that holds others.
+    `say` gets a line about the weights that were used if the file holds others.
     """
     spec = config.teacher
     assert spec.checkpoint is not None
@@ -70,12 +70,12 @@ def pruned(config: Config, teacher: nn.Module) -> Structure:
 
 
 def check_fit(name: str, module: nn.Module, config: Config) -> None:
-    """UserError unless a network takes images [B, C, H, W] of the run's size and answers with the task's logits."""
+    """Raises UserError unless a network maps images [B, C, H, W] of the run's size to logits of the task's shape."""
     _check(name, module, config, torch.zeros(2, *image_shape(config)))
 
 
 def check_answer(name: str, module: nn.Module, config: Config) -> None:
-    """As `check_fit`, at the nearest size that the network takes: enough where images are resized for it."""
+    """Like `check_fit`, at the nearest size that the network takes; for evaluation, which resizes images."""
     x = torch.zeros(2, *image_shape(config))
     with evaluating([module]):
         size = sizes.nearest(module, x)
@@ -88,7 +88,7 @@ def _check(name: str, module: nn.Module, config: Config, x: Tensor) -> None:
     with evaluating([module]):
         try:
             answer: object = module(x)
-        except Exception as error:  # whatever a layer raises over a shape
+        except Exception as error:  # layers raise many types for a wrong shape
             reason = errors.one_line(error)
             raise UserError(
                 f"{name} cannot take images {list(x.shape)}, which follow from input.size{_advice(module, x)}: {reason}"
@@ -123,7 +123,7 @@ def generator(config: Config, *keys: int | str) -> nn.Module:
 
 @contextmanager
 def seeded(*keys: int | str) -> Iterator[None]:
-    """Inside, torch's global generator starts from the keys; outside it is as it was."""
+    """Seeds torch's global generator from the keys inside the context, and restores its state after it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(mix(*keys))
         yield

@@ -1,4 +1,4 @@
-"""The student with the weights that it begins with: fresh ones, its teacher's, a file's, or what pruning left."""
+"""The student with its initial weights: fresh, the teacher's, a file's, or those of the pruned teacher."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ class Start:
 
     module: nn.Module
     inherited: float | None = None
-    """Share of its weights that are the teacher's; None where they are fresh or a file's."""
+    """Share of its weights that are copied from the teacher; None for fresh weights or a file."""
     line: str | None = None
-    """What there is to say of it."""
+    """A line for the user about it."""
     blocks: Mapping[str, list[int]] = field(default_factory=dict)
     """By the path of a stage with fewer blocks than the teacher's: the teacher's block for each of the student's."""
 
 
 def begin(config: Config, teacher: nn.Module | None, structure: Structure | None) -> Start:
-    """The student of a configuration, from its teacher with its weights; `structure`: that of a pruned one.
+    """The student of a configuration, and of the teacher with its weights; `structure`: that of a pruned student.
 
-    Raises UserError where the weights do not fit.
+    Raises UserError if the weights do not fit.
     """
     spec = config.student
     if spec.network == PRUNED:

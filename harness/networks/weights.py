@@ -1,4 +1,4 @@
-"""Loads checkpoints into networks: finds the weights that fit, refuses values that cannot be right."""
+"""Loads checkpoints into networks: finds the weights that fit, and refuses invalid values."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Candidate:
     path: str
     """The keys that lead to the mapping and the beginning of the names, with dots; "." for the file's top."""
     tensors: dict[str, Tensor]
-    """By the network's names; a name that it does not know is as in the file, without its beginning."""
+    """By the network's names; an unknown name is as in the file, without the prefix."""
     left_out: list[str]
     """Names in the mapping that begin otherwise, or that a profiler left."""
     usual: bool
@@ -67,9 +67,8 @@ def load(
 
     Of the weights in the file, those are taken that fit the network by names and shapes, without the prefixes of
     wrappers. Where several fit, the `USUAL` one is taken, else none. `entry`, the dotted path that `option` sets,
-    chooses among them. `say` is told which were taken where the file has others, and what was left out.
-    Raises UserError where the file cannot be read, does not fit, or holds values that no trained network has; `module`
-    is then unchanged.
+    chooses among them. `say` gets a line about the weights that were taken if the file has others, and about
+    those left out. Raises UserError if the file cannot be read, does not fit, or holds invalid values; `module` is then unchanged.
     """
     expected: dict[str, Tensor] = module.state_dict()
     found = _candidates(checkpoints.read(path), expected)

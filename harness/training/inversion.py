@@ -1,8 +1,8 @@
-"""Image turns: a batch of images is made by many steps of the generator's turn, and the best of it goes to the pool.
+"""Image turns: many steps of the generator's turn make a batch of images; the best of them go to the pool.
 
-The images of a batch are parameters of their own: pixels, or latents of a generator that begins anew with each batch,
-or begins where it has learnt to begin. Each batch starts from draws that are functions of (seed, round, turn, part, row
-in the global batch), so that nothing inside of one needs saving; what lasts from one to the next is the player's state.
+The parameters of a batch are its pixels, or latents and a generator with new or meta-learned initial weights. A batch
+starts from draws that are functions of (seed, round, turn, part, row in the global batch), so its state is not saved in
+checkpoints; what lasts from batch to batch is the player's state.
 """
 
 from __future__ import annotations
@@ -31,29 +31,29 @@ from harness.training.pool import Pool
 from harness.training.teacher import Teacher
 
 HEAD_SIZE, CONTRAST_TEMPERATURE = 256, 0.1
-"""Of the projected features, and of their similarities (CMI's public code)."""
+"""Size of the projected features, and temperature of their similarities (CMI's public code)."""
 
 Loss = Callable[[Answer, Ask, Tensor, Tensor, Callable[[], Term]], Terms]
-"""(t, s, x, classes the images are made for, the contrastive term where it is wanted) -> terms."""
+"""(t, s, x, target classes of the images, function that builds the contrastive term) -> terms."""
 
 
 class Batch(nn.Module):
-    """The images of this process's rows: pixels [b, C, H, W] that learn, or G(z) of latents [b, Z] that do."""
+    """Images of this process's rows; the parameters are pixels [b, C, H, W], or latents [b, Z] of G(z)."""
 
     def __init__(self, start: Tensor, generator: nn.Module | None, view: Callable[[Tensor, Tensor], Tensor]) -> None:
-        """`view`: a view of images, given draws [b, 4]."""
+        """`view`: maps images and draws [b, 4] to a view of the images."""
         super().__init__()
         self.start, self.generator, self.view = nn.Parameter(start), generator, view
         self.images = start
 
     def forward(self, draws: Tensor) -> Tensor:
-        """The view of the images that the draws choose, [b, C, H, W]; `images` are the images themselves."""
+        """The view of the images for these draws, [b, C, H, W]; sets `images` to the images themselves."""
         self.images = self.start.clone() if self.generator is None else self.generator(self.start)
         return self.view(self.images, draws)
 
 
 class Head(nn.Module):
-    """Features [b, F] -> what the contrastive term compares, [b, D] of norm 1."""
+    """Projection head of the contrastive term: features [b, F] -> [b, D] of norm 1."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
@@ -66,14 +66,14 @@ class Head(nn.Module):
 
 
 class Best:
-    """The images of the least loss among the steps of a batch, and what the bank keeps of them."""
+    """The images with the lowest loss among the steps of a batch, and their features for the bank."""
 
     def __init__(self, device: torch.device) -> None:
         self.loss = torch.full((), math.inf, device=device)
         self.images = self.features = torch.zeros((), device=device)
 
     def take(self, loss: Tensor, images: Tensor, features: Tensor) -> None:
-        """Keeps a step's images and features where its loss is below all before."""
+        """Keeps the images and features of a step if its loss is lower than all before."""
         better = loss < self.loss
         self.loss = torch.where(better, loss, self.loss)
         self.images = torch.where(better, images, self.images)
@@ -81,16 +81,16 @@ class Best:
 
 
 class Interrupted(Exception):
-    """A turn was given up; everything is as it was before it."""
+    """A turn was interrupted; the state is that before the turn."""
 
 
 class Inversion:
-    """Everything that makes batches of images; `play` is one turn."""
+    """Makes batches of images by many steps; `play` is one turn."""
 
     def __init__(
         self, config: Config, runtime: Runtime, source: str, teacher: Teacher, student: Player, pool: Pool
     ) -> None:
-        """`source`: what the images are made of, as `harness.methods.Turn` says."""
+        """`source`: one of INVERTED, see `harness.methods.Turn`."""
         self.config, self.runtime, self.source = config, runtime, source
         self.teacher, self.student, self.pool = teacher, student, pool
         self.size = config.batch_size // config.micro_batches
@@ -108,16 +108,16 @@ class Inversion:
         )
         self.player = Player("generator", self.engine, config.generator, num_batches * self.steps, student.health)
         self.interrupted: Callable[[], bool] = lambda: False
-        # Of the turn that is played, of the batch that is being made, and of its last step:
+        # State of the current turn, of the current batch, and of its last step:
         self._before = (0, self.engine.weights(), self.engine.moments())
-        self._earlier = 0  # batches made before it
+        self._earlier = 0  # number of batches before it
         self._moments: Sequence[LayerMoments] = ()
         self._features = torch.zeros(())
 
     def play(self, round_index: int, turn_index: int, part: int, loss: Loss) -> Terms:
-        """Makes a batch of its own of each part; returns the terms of the last step.
+        """Makes one batch of images for each part; returns the terms of the last step.
 
-        Raises Interrupted where `interrupted` says between two steps that the turn is to be given up, with all parts.
+        Raises Interrupted if `interrupted` is true between two steps; all parts of the turn are then undone.
         """
         where = (round_index, turn_index, part)
         if part == 0:
@@ -134,7 +134,7 @@ class Inversion:
             view, local = self._uniform(8, "views", *where, step).split(4, 1)
             terms = generator_turn(self._judge, self.student, self.player, view, partial(self._loss, loss, y, local))
             best.take(terms.total.detach(), self.batch.images.detach(), self._features)
-        self.engine.finish(learning_rate * self.steps)  # as the public code scales it
+        self.engine.finish(learning_rate * self.steps)  # scaled as in the public code
         with torch.no_grad():
             self._remember(best.features)
         self.pool.answered(*where, self._answer(self.pool.keep(*where, best.images)))
@@ -145,7 +145,7 @@ class Inversion:
         return self.teacher.answer(x)
 
     def _judge(self, x: Tensor) -> Answer:
-        """The teacher's answer; its moments are averaged with those of earlier batches where `momentum` says so."""
+        """The teacher's outputs; with `momentum` its moments are averaged with those of earlier batches."""
         t, momentum = self.teacher.judge(x), self.config.inversion.momentum
         self._moments = t.moments
         if not momentum or not self._earlier:
@@ -155,11 +155,11 @@ class Inversion:
         return replace(t, moments=[replace(layer, past=value, momentum=momentum) for layer, value in pairs])
 
     def _loss(self, loss: Loss, y: Tensor, local: Tensor, t: Answer, s: Ask, x: Tensor) -> Terms:
-        """The terms of a step; y [b] are the classes of its images, `local` [b, 4] draws a second view of them."""
+        """The terms of a step; y [b]: target classes of the images; `local` [b, 4]: draws of their local view."""
         return loss(t, s, x, y, lambda: self._contrast(t, local))
 
     def _contrast(self, t: Answer, draws: Tensor) -> Term:
-        """The contrastive term between what the teacher saw and a local view of the same images."""
+        """The contrastive term between the view of this step and a local view of the same images."""
         view = views.local(self.batch.images, draws, self.config.input.mirror)
         with observe_features(self.teacher.module) as found:
             self.teacher.module(view)
@@ -172,7 +172,7 @@ class Inversion:
         return losses.contrastive(local, whole, self.rows, self.size, head(bank[:, :held]), CONTRAST_TEMPERATURE)
 
     def _begin(self, round_index: int, turn_index: int, part: int) -> None:
-        """What the batch starts from, and an optimiser that knows nothing of the one before."""
+        """Sets the initial values of the batch and a new optimiser state."""
         with torch.no_grad():
             self.batch.start.copy_(self._drawn(round_index, turn_index, part))
         if self.generator is not None:
@@ -193,7 +193,7 @@ class Inversion:
         return self._here(drawn.view(-1, *shape))
 
     def _classes(self, round_index: int, turn_index: int, part: int) -> Tensor:
-        """The class y [b] that each image is made for: in the global batch each as often as any other."""
+        """Target classes y [b] of the images; all classes are equally frequent in the global batch."""
         keys = (self.config.seed, "classes", round_index, turn_index)
         return send(
             classes(self._global(part), self.config.batch_size, self.config.classes, *keys), self.runtime.device
@@ -211,7 +211,7 @@ class Inversion:
         return send(drawn.to(self.runtime.dtype), self.runtime.device)
 
     def _view(self, x: Tensor, draws: Tensor) -> Tensor:
-        """What the networks see of the images in a step."""
+        """The view of the images in a step."""
         mirror = self.config.input.mirror
         if self.config.inversion.views == "jitter":
             return views.jitter(x, draws, mirror)
@@ -220,7 +220,7 @@ class Inversion:
         return x
 
     def _lasting(self) -> nn.ModuleDict:
-        """What goes on from batch to batch: the generator's start, the contrastive head, and a memory of the past."""
+        """State that lasts over batches: initial generator weights, contrastive head, bank and average moments."""
         lasting = nn.ModuleDict()
         if self.source == "meta":
             lasting["start"] = self.runtime.arrange(roles.generator(self.config))
@@ -239,7 +239,7 @@ class Inversion:
         return lasting
 
     def _remember(self, best: Tensor) -> None:
-        """The features `best` of the batch's best images into the bank, its last statistics into the average."""
+        """Adds the features `best` of the best images to the bank, and the last statistics to the average."""
         past = dict(self.lasting["memory"].named_buffers()) if "memory" in self.lasting else {}
         if (bank := past.pop("bank", None)) is not None:
             features = best.new_zeros(2, self.size, bank.shape[2])
@@ -259,7 +259,7 @@ def build(
     config: Config, runtime: Runtime, turns: Sequence[Turn], teacher: Teacher | None, student: Player,
     pool: Pool | None,
 ) -> Inversion | None:  # fmt: skip
-    """The maker of image batches, where the turns of a round have one that makes them by many steps; else None."""
+    """The Inversion of a run whose turns make batches by many steps; else None."""
     source = inverts(turns)
     if source is None:
         return None
@@ -268,18 +268,18 @@ def build(
 
 
 def inverts(turns: Sequence[Turn]) -> str | None:
-    """What the images of a round's batch are made of, one of INVERTED; None where no turn makes one by many steps."""
+    """The source of the turn that makes a batch by many steps, one of INVERTED; None if there is no such turn."""
     return next((turn.source for turn in turns if turn.source in INVERTED), None)
 
 
 def num_steps(config: Config) -> int:
-    """Image steps a batch: those of the configuration, proportionally fewer in a run of few rounds."""
+    """Image steps for a batch: `inversion.steps`, proportionally fewer in a run of few rounds."""
     share = min(1.0, config.rounds / config.inversion.rounds)
     return max(1, round(config.inversion.steps * share))
 
 
 def _copies(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies of tensors, which on a CPU may share the memory of what learns."""
+    """Copies of tensors: on a CPU they may share memory with the parameters."""
     return {name: value.clone() for name, value in state.items()}
 
 

@@ -1,4 +1,4 @@
-"""A run's moving parts, built from its configuration: the networks, the players, and one turn of any kind."""
+"""Networks, players and image sources of a run, built from its configuration; one turn of any kind."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from harness.training.teacher import build as build_teacher
 
 @dataclass(frozen=True)
 class Networks:
-    """The current networks, whole and without engines, for evaluation, pictures and export."""
+    """The current networks, unsharded and without engines, for evaluation, pictures and export."""
 
     teacher: nn.Module | None
     student: nn.Module
@@ -38,11 +38,11 @@ class Networks:
 
     @property
     def generates(self) -> bool:
-        """Whether there are images to show: a generator, or where there is none a pool that holds some."""
+        """Whether `generate` can return images: there is a generator, or a pool that is not empty."""
         return self.generator is not None or bool(self.pool and self.pool.filled)
 
     def generate(self, count: int, *keys: int | str) -> Tensor:
-        """Images x [count, C, H, W] of the generator, a function of its weights and the keys; or of the pool."""
+        """Images x [count, C, H, W] from the generator, or from the pool; the keys seed the draws."""
         if self.generator is None:
             assert self.pool
             return self.pool.sample(count, *keys)
@@ -53,7 +53,7 @@ class Networks:
 
 
 class Machine:
-    """Everything that computes in a run; `play` is one turn."""
+    """All networks of a run with their optimisers and image sources; `play` is one turn."""
 
     def __init__(
         self,
@@ -63,9 +63,9 @@ class Machine:
         teacher: nn.Module | None,
         structure: Structure | None = None,
     ) -> None:
-        """`teacher`: the network to learn from, with its weights; None where labels teach.
+        """`teacher`: the teacher with its weights; None if the targets are labels.
 
-        `structure`: of a pruned student, where it is known already; else rank 0 finds it for all.
+        `structure`: that of a pruned student, if it is known; else rank 0 determines it for all processes.
         """
         self.config, self.runtime, self.turns = config, runtime, turns
         self.health = Health(runtime.device)
@@ -115,7 +115,7 @@ class Machine:
         return self.config.generator.warmup + bool(self.structure and self.config.student.reconstruct)
 
     def prepare(self, step: int) -> None:
-        """A step before the first round. Warm-up rounds have numbers up to -1; in them only the generator learns."""
+        """A step before the first round. Warm-up rounds have numbers up to -1; they train only the generator."""
         if step == self.config.generator.warmup:
             self._reconstruct()
             return
@@ -124,7 +124,7 @@ class Machine:
             self.play(step - self.config.generator.warmup, turn_index, part)
 
     def _reconstruct(self) -> None:
-        """Fits the layers of a pruned student on images of the generator, and has the student go on from there."""
+        """Fits the layers of a pruned student on images of the generator, and loads the result into the student."""
         assert self.structure and self.teacher and self.generator
         teacher, student = self._whole_teacher(), self._whole(self.student, self._trained()["student"])
         assert teacher is not None
@@ -134,19 +134,19 @@ class Machine:
         self.student.begin_from(student.state_dict())
 
     def networks(self) -> Networks:
-        """The current networks; with several processes, trained ones are copies. Every process has to call."""
+        """The current networks; with several processes, trained ones are copies. All processes must call this."""
         whole = {name: self._whole(self.players[name], build) for name, build in self._trained().items()}
         found = (self._whole_teacher(), whole["student"], whole.get("generator"))
         return Networks(*found, self.config, self.runtime, self.sources.pool)
 
     def _trained(self) -> dict[str, Callable[[Config], nn.Module]]:
-        """What builds each of the networks that are trained."""
+        """The function that builds each trained network, by name."""
         generates = any(turn.source == "latents" for turn in self.turns)
         found: dict[str, Callable[[Config], nn.Module]] = {"student": partial(roles.student, structure=self.structure)}
         return found | ({"generator": roles.generator} if generates else {})
 
     def _whole(self, player: Player, build: Callable[[Config], nn.Module]) -> nn.Module:
-        """A player's network with its final weights, for use on one process: its own layers may be collective."""
+        """A copy of a player's network with its final weights and without collective layers, for use on one process."""
         if self.runtime.world_size == 1 and not player.average:
             return player.module
         module = self.runtime.arrange(build(self.config)).train()
@@ -154,7 +154,7 @@ class Machine:
         return module
 
     def _whole_teacher(self) -> nn.Module | None:
-        """The teacher for use on one process; where it is sharded, it is built once more."""
+        """The teacher for use on one process; a sharded teacher is built again."""
         if self.teacher is None or not self.runtime.shards_teacher:
             return self.teacher.module if self.teacher else None
         return self.runtime.prepare_frozen(self.runtime.together(lambda: roles.teacher(self.config)))

@@ -1,4 +1,4 @@
-"""A bounded pool of generated batches with the teacher's answers, from which student turns draw again."""
+"""Replay: a bounded pool of generated batches with the teacher's logits, for later student turns."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from harness.distributed.runtime import Runtime
 from harness.errors import UserError
 
 PREFIX = "pool/"
-"""What the names of its tensors in a checkpoint begin with."""
+"""Prefix of the names of its tensors in a checkpoint."""
 
 
 class Pool:
-    """The last batches that were made: images as they are stored, and T's logits.
+    """The last generated batches: stored images and the teacher's logits.
 
-    A batch has a number, which follows from its round and turn; the batch n is in slot n modulo the capacity. Row i of
-    a batch that is drawn comes from row i of a slot that (seed, round, turn, i) choose, so that each process holds
-    only its own rows, and the number of processes changes nothing.
+    Batches are numbered by round and turn; batch n is in slot n modulo the capacity. Row i of a drawn batch comes from
+    row i of a slot that is drawn from (seed, round, turn, i). So each process holds only its own rows, and the result
+    does not depend on the number of processes.
     """
 
     def __init__(self, config: Config, runtime: Runtime, fresh: Sequence[int]) -> None:
-        """`fresh`: the turns of a round whose batches are stored. UserError where not one batch fits the memory."""
+        """`fresh`: the turns of a round whose batches are stored. Raises UserError if no batch fits the memory."""
         self.config, self.runtime, self.fresh = config, runtime, fresh
         self._kinds = _kinds(config, runtime.dtype)
         row = sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in self._kinds.values())
@@ -51,17 +51,17 @@ class Pool:
         }
 
     def keep(self, round_index: int, turn_index: int, part: int, x: Tensor) -> Tensor:
-        """Stores images [b, C, H, W] of a fresh turn; returns them as they are stored."""
+        """Stores images [b, C, H, W] of a fresh turn; returns them after the round trip through the storage format."""
         stored = _pack(x, self.config.replay.storage)
         self._put(round_index, turn_index, part, stored)
         return _unpack(stored, x.dtype)
 
     def answered(self, round_index: int, turn_index: int, part: int, t: Answer) -> None:
-        """Stores the teacher's answers to them."""
+        """Stores the teacher's logits for them."""
         self._put(round_index, turn_index, part, {"logits": t.logits})
 
     def draw(self, round_index: int, turn_index: int, part: int) -> tuple[Tensor, Answer]:
-        """Images [b, C, H, W] and answers for a replayed turn."""
+        """Images [b, C, H, W] and stored logits for a replayed turn."""
         available = min(self._number(round_index, turn_index), self.capacity)
         source = torch.Generator().manual_seed(mix(self.config.seed, "replay", round_index, turn_index))
         drawn = torch.randint(available, (self.config.batch_size,), generator=source)
@@ -73,7 +73,7 @@ class Pool:
         return _unpack(found, self.runtime.dtype), Answer(found["logits"])
 
     def sample(self, count: int, *keys: int | str) -> Tensor:
-        """Images [count, C, H, W] out of all that the processes hold, chosen by the keys; every process has to ask."""
+        """Images [count, C, H, W] of all processes, drawn with the keys as seed; all processes must call this."""
         source = torch.Generator().manual_seed(mix(self.config.seed, *keys))
         sizes = self.filled, self.config.batch_size
         slots, rows = (torch.randint(size, (count,), generator=source).tolist() for size in sizes)
@@ -87,7 +87,7 @@ class Pool:
         return x.to(self.runtime.device)
 
     def tensors(self, done: int, turn_index: int = 0) -> dict[str, Tensor]:
-        """For a checkpoint after `done` rounds and so many turns: all processes' rows; every process has to ask."""
+        """The rows of all processes, for a checkpoint after `done` rounds and so many turns; all must call this."""
         filled = min(self._number(done, turn_index), self.capacity)
         parts = self.runtime.gather((self._rows, {name: held[:filled].cpu() for name, held in self._held.items()}))
         whole: dict[str, Tensor] = {}
@@ -98,14 +98,14 @@ class Pool:
         return whole
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes over what `tensors` gave, on this number of processes or another."""
+        """Loads the result of `tensors`; the number of processes may differ."""
         for name, held in self._held.items():
             whole = tensors[PREFIX + name]
             self.filled = len(whole)
             held[: len(whole)] = whole[:, self._rows].to(held.device)
 
     def _number(self, round_index: int, turn_index: int) -> int:
-        """How many batches have been stored before a turn."""
+        """Number of batches stored before a turn."""
         return round_index * len(self.fresh) + sum(turn < turn_index for turn in self.fresh)
 
     def _put(self, round_index: int, turn_index: int, part: int, values: Mapping[str, Tensor]) -> None:
@@ -116,7 +116,7 @@ class Pool:
 
 
 def _kinds(config: Config, dtype: torch.dtype) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    """What is held of a row, by name: shape and type."""
+    """(shape, dtype) of each tensor of a row, by name."""
     channels, height, width = image_shape(config)
     answer = {"logits": (tasks.load(config.task).answer_shape(config.classes, height, width), dtype)}
     if config.replay.storage == "fp16":
@@ -127,7 +127,7 @@ def _kinds(config: Config, dtype: torch.dtype) -> dict[str, tuple[tuple[int, ...
 
 
 def _pack(x: Tensor, storage: str) -> dict[str, Tensor]:
-    """Images [b, C, H, W] as they are stored: halves, or 256 steps from each channel's least value to its largest."""
+    """Encodes images [b, C, H, W]: as fp16, or as 256 steps between the extremes of each channel of an image."""
     if storage == "fp16":
         return {"images": x.half()}
     low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
@@ -137,7 +137,7 @@ def _pack(x: Tensor, storage: str) -> dict[str, Tensor]:
 
 
 def _unpack(stored: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
-    """What was stored as images again."""
+    """Decodes the result of `_pack`."""
     if "low" not in stored:
         return stored["images"].to(dtype)
     return stored["low"] + stored["step"] * stored["images"].to(dtype)

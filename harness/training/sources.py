@@ -1,4 +1,4 @@
-"""Where the images of a turn come from: the generator, the same latents again, the pool of earlier ones, real data."""
+"""Images of a turn: from fresh latents, the same latents again, the pool of earlier images, or real data."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from harness.training.pool import Pool
 from harness.training.teacher import Teacher
 
 CENTRE = 8.0
-"""How far from 0 the latents of a class are centred, whatever their length: further apart, its images are all alike."""
+"""Distance of a class's centre from 0, for any latent size: with larger values the images of a class are alike."""
 
 
 class Sources:
@@ -42,9 +42,9 @@ class Sources:
         self._black = send(preprocessing.black(config).to(runtime.dtype), runtime.device)
 
     def latents(self, round_index: int, turn_index: int, part: int) -> tuple[Tensor, Tensor | None]:
-        """This process's rows of z [b, Z] for a micro-batch, and their classes [b] where they have any.
+        """This process's rows of z [b, Z] for a micro-batch, and their target classes [b] or None.
 
-        A turn of source "same" has the latents of the last turn before it that drew some.
+        A turn with source "same" uses the latents of the last turn before it with source "latents".
         """
         if self.turns[turn_index].kind == "generator":
             self._repeated.clear()  # after its update the same latents give other images
@@ -56,7 +56,7 @@ class Sources:
 
     @torch.no_grad()
     def lesson(self, round_index: int, turn_index: int, part: int) -> tuple[Tensor, Answer]:
-        """What a student's turn learns from: images x [b, C, H, W] and the teacher's answer to them, both data."""
+        """Images x [b, C, H, W] of a student's turn and the teacher's outputs for them, both without gradients."""
         assert self.teacher is not None
         source, where = self.turns[turn_index].source, (round_index, turn_index, part)
         if source == "pool":
@@ -72,30 +72,30 @@ class Sources:
         x = self._generated(*where)
         if self.pool is None:
             return x, self.teacher.answer(x)
-        x = self.pool.keep(*where, x)  # as it is stored: the student learns now from what it will be shown again
+        x = self.pool.keep(*where, x)  # after storage: later turns draw the same images
         t = self.teacher.answer(x)
         self.pool.answered(*where, t)
         return x, t
 
     @torch.no_grad()
     def images(self, *keys: int | str) -> Tensor:
-        """This process's rows of a batch x [b, C, H, W] of the current generator, chosen by the keys."""
+        """This process's rows of a batch x [b, C, H, W] of the current generator, drawn with the keys as seed."""
         assert self.generator is not None
         rows = shard(self.config.batch_size, self.runtime.rank, self.runtime.world_size)
         z, _ = drawn(self.config, self._centres, rows, self.config.batch_size, *keys)
         return self.generator.frozen_forward(send(z.to(self.runtime.dtype), self.runtime.device))
 
     def kept(self, done: int, turn_index: int = 0) -> dict[str, Tensor]:
-        """What a checkpoint after `done` rounds and so many turns has to hold so that the same images come again."""
+        """Tensors for a checkpoint after `done` rounds and so many turns, so that a resumed run has the same images."""
         return self.pool.tensors(done, turn_index) if self.pool else {}
 
     def take(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes over what `kept` gave."""
+        """Loads the result of `kept`."""
         if self.pool:
             self.pool.load(tensors)
 
     def real(self, round_index: int, turn_index: int, part: int) -> tuple[Tensor, Tensor]:
-        """The next batch of real images and labels; a resumed run takes the stream up where it stood."""
+        """The next batch of real images and labels; a resumed run continues the stream at its turn."""
         if self._batches is None:
             data = tasks.load(self.config.task).dataset(self.config, "train", augment=True)
             parts = self.config.micro_batches
@@ -114,7 +114,7 @@ class Sources:
         return self.generator.frozen_forward(z)
 
     def _replayed(self, round_index: int, turn_index: int, part: int) -> tuple[Tensor, Answer]:
-        """Images of the pool with the answers that were stored, or cropped and mirrored and answered anew."""
+        """Images of the pool with their stored logits; or augmented, with new outputs of the teacher."""
         assert self.pool and self.teacher
         x, t = self.pool.draw(round_index, turn_index, part)
         if not self.config.replay.augment:
@@ -132,7 +132,7 @@ class Sources:
 
 
 def class_centres(config: Config) -> Tensor | None:
-    """Where the latents of each class are centred [K, Z], about CENTRE from 0, all run long; None without classes."""
+    """Fixed centres of the latents of each class [K, Z], about CENTRE from 0; None without target classes."""
     if not ever(config.weights.target):
         return None
     size = config.generator.latent_size
@@ -142,7 +142,7 @@ def class_centres(config: Config) -> Tensor | None:
 def drawn(
     config: Config, centres: Tensor | None, rows: range, total: int, *keys: int | str
 ) -> tuple[Tensor, Tensor | None]:
-    """Rows of z [`total`, Z], and the classes y [n] of the images where `class_centres` gives any: z ~ N(c_y, I)."""
+    """Rows of z [`total`, Z] and target classes y [n]; z ~ N(c_y, I) with `centres`, else N(0, I) and None."""
     z = latents(rows, total, config.generator.latent_size, config.seed, *keys)
     if centres is None:
         return z, None
@@ -151,5 +151,5 @@ def drawn(
 
 
 def _is_stored(turn: Turn) -> bool:
-    """Whether the images of a turn go into the pool, where there is one."""
+    """Whether a pool stores the images of a turn."""
     return (turn.kind, turn.source) == ("student", "latents") or turn.source in INVERTED

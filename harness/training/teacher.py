@@ -1,4 +1,4 @@
-"""The frozen teacher as a function from images to answers, with what a method's terms need beside the logits."""
+"""The frozen teacher: from images to logits and the other outputs that the terms of a method need."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from harness.networks.maps import NOTHING, Compared, answer
 
 
 class Teacher:
-    """The frozen teacher: images x [B, C, H, W] -> Answer. It leaves no state behind."""
+    """The frozen teacher: images x [B, C, H, W] -> Answer. It keeps no state."""
 
     def __init__(self, module: nn.Module, features: bool, moments: bool, compared: Compared = NOTHING) -> None:
-        """What `judge` answers beside logits; `compared`: the layers whose outputs the student's terms compare."""
+        """Outputs of `judge` besides logits; `compared`: the layers whose outputs the student's terms compare."""
         self.module, self.features, self.moments, self.compared = module, features, moments, compared
 
     def answer(self, x: Tensor) -> Answer:
-        """What a student learns: logits, and the outputs of the layers that are compared."""
+        """Outputs for a student's turn: logits, and the outputs of the layers that are compared."""
         return Answer(self.module(x)) if self.compared is NOTHING else answer(self.module, x, self.compared)
 
     def judge(self, x: Tensor) -> Answer:
-        """What images are judged by: logits, and the features and moments that the generator's terms need."""
+        """Outputs for the generator's turn: logits, and the features and moments that its terms need."""
         with ExitStack() as stack:
             found = stack.enter_context(moments.observe(self.module)) if self.moments else []
             features = stack.enter_context(observe_features(self.module)) if self.features else []
@@ -36,9 +36,9 @@ class Teacher:
 
 
 class CompiledTeacher(Teacher):
-    """The same as graphs: one that answers, and one that judges, with moments and features inside it.
+    """The same, compiled: one graph for `answer`, and one for `judge` with moments and features.
 
-    A graph cannot change its hooks after it is compiled, so those of `judge` stay, and collect only in `judge`.
+    The hooks of a compiled graph cannot change. So the hooks for `judge` remain, and collect only during `judge`.
     """
 
     def __init__(
@@ -59,17 +59,17 @@ class CompiledTeacher(Teacher):
         self._graph = compiled(self._answer)
 
     def answer(self, x: Tensor) -> Answer:
-        """As the base class's, without maps."""
+        """See `Teacher`; without maps."""
         return self._graph(x)
 
     def judge(self, x: Tensor) -> Answer:
-        """As the base class's."""
+        """See `Teacher`."""
         self._judging = True
         try:
             return self._graph(x)
         finally:
             self._judging = False
-            self._moments, self._features = [], []  # not to hold on to what they were computed from
+            self._moments, self._features = [], []  # free the graph of their computation
 
     def _answer(self, x: Tensor) -> Answer:
         self._moments, self._features = [], []
@@ -86,12 +86,12 @@ class CompiledTeacher(Teacher):
 
 
 def build(config: Config, runtime: Runtime, teacher: nn.Module, generates: bool, compared: Compared) -> Teacher:
-    """The teacher on its device, with what the generator's terms need; UserError where it cannot be had."""
+    """The teacher on its device, with the hooks for the generator's terms; UserError if it lacks batch norm."""
     judged = generates and ever(config.weights.batch_norm)
     if judged and not moments.has_batch_norm(teacher):
         raise UserError(
-            f"teacher.network={config.teacher.network!r} has no batch norm with running statistics to judge "
-            "images by: set weights.batch_norm=0, or bring a teacher that has"
+            f"teacher.network={config.teacher.network!r} has no batch norm with running statistics, "
+            "which weights.batch_norm above 0 needs: set weights.batch_norm=0, or use another teacher"
         )
     features = generates and (ever(config.weights.activation) or ever(config.weights.contrastive))
     module = runtime.prepare_teacher(teacher, judges=generates)

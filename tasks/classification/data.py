@@ -162,19 +162,19 @@ def cifar(files: type[datasets.CIFAR10], config: Config, split: Split) -> Source
     Torchvision names the files and their md5; its own reader wants every batch, also for the test split, and unpickles
     without restriction. Here the batches of one split are enough.
     """
-    place = data_root(config) / files.base_folder
+    base = data_root(config) / files.base_folder
     batches = dict(files.train_list if split == "train" else files.test_list)
     wanted = {**batches, files.meta["filename"]: files.meta["md5"]}
-    missing = [name for name in wanted if not (place / name).is_file()]
+    missing = [name for name in wanted if not (base / name).is_file()]
     if missing:
-        raise _absent(files, config, f"{', '.join(missing)} of the {split} split not found in {place}")
+        raise _absent(files, config, f"{', '.join(missing)} of the {split} split not found in {base}")
     values = {}
     for name, expected in wanted.items():
-        content = (place / name).read_bytes()
+        content = (base / name).read_bytes()
         found = hashlib.md5(content, usedforsecurity=False).hexdigest()
         if found != expected:
-            raise _absent(files, config, f"{place / name} is corrupt: md5 {found}, expected {expected}")
-        values[name] = unpickle_arrays(content, place / name)
+            raise _absent(files, config, f"{base / name} is corrupt: md5 {found}, expected {expected}")
+        values[name] = unpickle_arrays(content, base / name)
     classes = values[files.meta["filename"]][files.meta["key"]]
     pixels = np.concatenate([values[name]["data"] for name in batches]).reshape(-1, 3, 32, 32)
     labels = [label for name in batches for label in values[name].get("labels") or values[name]["fine_labels"]]
@@ -194,11 +194,11 @@ def caltech101(config: Config, split: Split) -> Source:
         names += [f"{kind}/image_{n:04}.jpg" for n in chosen]
         classes.append(kind)
     names = _verified(f"caltech101 {split}", sorted(names))
-    place = data_root(config) / "caltech101" / "101_ObjectCategories"
-    paths = [place / name for name in names]
+    base = data_root(config) / "caltech101" / "101_ObjectCategories"
+    paths = [base / name for name in names]
     missing = [name for name, path in zip(names, paths, strict=True) if not path.is_file()]
     if missing:
-        what = f"{len(missing)} of {len(names)} images of the {split} split, first {missing[0]}, not found in {place}"
+        what = f"{len(missing)} of {len(names)} images of the {split} split, first {missing[0]}, not found in {base}"
         raise _absent(datasets.Caltech101, config, what)
     images = Files([str(path) for path in paths], config.data.background)
     return Source(classes, images, [classes.index(path.parent.name) for path in paths])
@@ -212,13 +212,13 @@ def fashion_mnist(config: Config, split: Split) -> Source:
     """
     kind = "t10k" if split == "test" else "train"
     root = data_root(config)
-    places = [root, root / "FashionMNIST" / "raw", root / "fashion-mnist"]
+    folders = [root, root / "FashionMNIST" / "raw", root / "fashion-mnist"]
     found = []
     for name in (f"{kind}-images-idx3-ubyte", f"{kind}-labels-idx1-ubyte"):
-        paths = [place / (name + end) for place in places for end in ("", ".gz")]
+        paths = [base / (name + end) for base in folders for end in ("", ".gz")]
         here = [path for path in paths if path.is_file()]
         if not here:
-            what = f"{name} or {name}.gz not found in {', '.join(str(place) for place in places)}"
+            what = f"{name} or {name}.gz not found in {', '.join(str(base) for base in folders)}"
             raise _absent(datasets.FashionMNIST, config, what)
         found.append(here[0])
     images, labels = read_idx(found[0]), read_idx(found[1])
@@ -236,15 +236,15 @@ def image_folder(config: Config, split: Split) -> Source:
         raise UserError("data.root=null: data.name=image_folder needs data.root, a folder with one folder a class")
     root = data_root(config)
     parts = [part for part in (root / "train", root / "test") if part.is_dir()]
-    place = root / split if parts or split == "train" else root
-    if not place.is_dir():
-        raise UserError(f"{place}: no such folder; image_folder reads its {split} images there, a folder a class")
+    base = root / split if parts or split == "train" else root
+    if not base.is_dir():
+        raise UserError(f"{base}: no such folder; image_folder reads its {split} images there, a folder a class")
     classes = sorted({entry.name for part in parts or [root] for entry in part.iterdir() if _holds_class(entry)})
-    found = {name: number for number, name in enumerate(classes) if (place / name).is_dir()}
-    files = folder.make_dataset(place, found, is_valid_file=_is_image, allow_empty=True) if found else []
+    found = {name: number for number, name in enumerate(classes) if (base / name).is_dir()}
+    files = folder.make_dataset(base, found, is_valid_file=_is_image, allow_empty=True) if found else []
     if not files:
         kinds = ", ".join(image_files.SUFFIXES)
-        raise UserError(f"{place}: no images; image_folder expects a folder a class, with files ending in {kinds}")
+        raise UserError(f"{base}: no images; image_folder expects a folder a class, with files ending in {kinds}")
     return Source(classes, Files([path for path, _ in files], config.data.background), [label for _, label in files])
 
 

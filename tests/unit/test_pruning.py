@@ -217,7 +217,7 @@ def test_a_network_that_cannot_be_followed_is_refused_by_the_operation() -> None
         plan(net.eval(), images(8), channels=0.5)
     assert str(caught.value) == (
         "net cannot be pruned: the tracer does not follow its channels through FlipBackward0, ReluBackward0 "
-        "(layer 'second': without these channels the others answer differently): name a smaller network as "
+        "(layer 'second': without these channels its other outputs change): name a smaller network as "
         "student.network"
     )
 

@@ -66,9 +66,9 @@ def test_the_schedule_of_the_generator_covers_its_warmup() -> None:
 @pytest.mark.parametrize(
     ("over", "method", "expected"),
     [
-        ({"generator": {"warmup": 2}}, "fast", "generator.warmup=2: method=fast has no generator that lasts: set 0"),
-        ({"generator": {"warmup": 2}}, "kd", "generator.warmup=2: method=kd has no generator that lasts: set 0"),
-        ({"generator": {"warmup": 2}}, "dfad", "generator.warmup=2: without the student's disagreement the generator "),
+        ({"generator": {"warmup": 2}}, "fast", "generator.warmup=2: method=fast has no generator for the whole run"),
+        ({"generator": {"warmup": 2}}, "kd", "generator.warmup=2: method=kd has no generator for the whole run: set 0"),
+        ({"generator": {"warmup": 2}}, "dfad", "generator.warmup=2: without the adversarial term the generator has "),
         ({"generator": {"warmup": -1}}, "ddad", "generator.warmup=-1: expected at least 0"),
         ({"student": {"features": 1.0}, "replay": {"share": 0.5}}, "ddad", "student.features=1.0: the pool keeps no "),
     ],
