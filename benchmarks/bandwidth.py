@@ -30,7 +30,7 @@ WORLDS = (8, 64, 512)
 
 
 def passes(strategy: str, stage: int = 0) -> tuple[float, float]:
-    """How often a network's bytes cross the wire (in halves of an all-reduce): in its own turn, in the forward pass of other turns.
+    """How often a network's bytes cross the wire (in halves of an all-reduce): in its own turn, in those of others.
 
     Under stage 3 and FSDP weights are gathered for forward and for backward, and gradients scattered.
     """

@@ -3,8 +3,8 @@
     W, b <- argmin  sum over images and positions || y - W * x - b ||^2 + ridge ||W||^2
 
 x are the inputs of the pruned layer in the student, y the outputs of the whole layer in the teacher, for the output
-channels that are kept (He et al., Channel pruning, arXiv 1707.06168). Layers are fitted in forward order,
-each on inputs from the layers fitted before it. b is added to the layer's bias, or if it has none to the batch norm that follows.
+channels that are kept (He et al., Channel pruning, arXiv 1707.06168). Layers are fitted in forward order, each
+on inputs from the layers fitted before it. b is added to the layer's bias, or if it has none to the next batch norm.
 """
 
 from __future__ import annotations

@@ -68,7 +68,8 @@ def load(
     Of the weights in the file, those are taken that fit the network by names and shapes, without the prefixes of
     wrappers. Where several fit, the `USUAL` one is taken, else none. `entry`, the dotted path that `option` sets,
     chooses among them. `say` gets a line about the weights that were taken if the file has others, and about
-    those left out. Raises UserError if the file cannot be read, does not fit, or holds invalid values; `module` is then unchanged.
+    those left out. Raises UserError if the file cannot be read, does not fit, or holds invalid values; `module` is then
+    unchanged.
     """
     expected: dict[str, Tensor] = module.state_dict()
     found = _candidates(checkpoints.read(path), expected)
