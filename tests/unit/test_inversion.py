@@ -290,7 +290,7 @@ def test_a_run_shows_what_the_pool_holds(tmp_path: Path) -> None:
     [
         ("cmi", "camvid-smoke", {}, "weights.target=0.5: an image is made for one class, and the task segmentation"),
         ("deepinversion", "digits", {"student": {"attention": 1.0}}, "the pool keeps no feature maps"),
-        ("fast", "digits", {"replay": {"share": 0.5}}, "method=fast has no replay, its student learns from the pool"),
+        ("fast", "digits", {"replay": {"share": 0.5}}, "method=fast has no replay, all its student turns use the pool"),
         ("ddad", "digits", {"weights": {"contrastive": 1.0}}, "weights.contrastive=1.0: method=ddad keeps no views"),
         ("ddad", "camvid-smoke", {"weights": {"target": 1.0}}, "weights.target=1.0: an image is made for one class"),
         ("cmi", "digits", {"inversion": {"steps": 0}}, "inversion.steps=0: expected at least 1"),

@@ -155,7 +155,7 @@ def test_a_restored_run_goes_on_to_the_bit(over: dict[str, Any], tmp_path: Path)
         ("ddad", {"replay": {"memory": 0.0}}, "replay.memory=0.0: expected MiB above 0"),
         ("ddad", merge(REPLAY, {"replay": {"memory": 1e-4}}), "replay.memory=0.0001: a batch of 8 takes 0.00085"),
         ("ddad", merge(REPLAY, {"student": {"attention": 1.0}}), "the pool keeps no feature maps: set student.att"),
-        ("zskt", {"replay": {"share": 0.5}}, "method=zskt has no replay, its student learns from one batch"),
+        ("zskt", {"replay": {"share": 0.5}}, "method=zskt has no replay, its student turns use the images"),
         ("kd", {"replay": {"share": 0.5}}, "method=kd has no replay, it generates no images: set 0"),
     ],
 )
