@@ -66,7 +66,7 @@ test-fast: setup ## all but the slow tests
 
 check: lint types imports test ## all of the above, as CI runs it
 
-golden: setup ## the golden curves: unchanged numerics give identical figures
+golden: setup ## the golden curves: unchanged numerics stay within 1e-5
 	$(BIN)/python -m pytest tests/golden
 
 bench: export OMP_NUM_THREADS ?= 2

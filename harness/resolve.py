@@ -68,9 +68,13 @@ def _finish(overlay: Overlay) -> Config:
                 "teacher.checkpoint is not set: give the file of the teacher's weights, "
                 f"or teacher.checkpoint={UNTRAINED} to try the machinery with random ones"
             )
-        network = config.teacher.network.replace("/", "_").replace(":", "_")
-        fill["teacher"] = {"checkpoint": f"teachers/{config.data.name}-{network}.safetensors"}
+        fill["teacher"] = {"checkpoint": f"teachers/{config.data.name}-{file_name(config.teacher.network)}.safetensors"}
     return config_module.build(merge(config_module.to_dict(config), fill))
+
+
+def file_name(network: str) -> str:
+    """A network's name as part of a file's."""
+    return network.replace("/", "_").replace(":", "_")
 
 
 def untrained(config: Config) -> Config:

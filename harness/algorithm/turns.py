@@ -60,7 +60,7 @@ class Terms:
     """Every term by name, unweighted and detached."""
 
 
-def local(sums: Tensor) -> Tensor:
+def unreduced(sums: Tensor) -> Tensor:
     """The reduction of a single process."""
     return sums
 
@@ -70,6 +70,7 @@ def combine(terms: Mapping[str, Weighted], reduce: Reduce) -> Terms:
     local = [next(term) for _, term in terms.values()]
     parts = reduce(torch.cat(local)).split([sums.numel() for sums in local])
     values = [_finish(term, part) for (_, term), part in zip(terms.values(), parts, strict=True)]
+    assert any(weight for weight, _ in terms.values()), "a loss needs a term with a weight"
     weighted = [weight * value for (weight, _), value in zip(terms.values(), values, strict=True) if weight]
     return Terms(torch.stack(weighted).sum(), {n: v.detach() for n, v in zip(terms, values, strict=True)})
 

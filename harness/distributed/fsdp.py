@@ -12,11 +12,11 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from harness.config import Optimizer, Weights, ever
+from harness.config import Config, Optimizer, ever
 from harness.distributed.collectives import from_first, total
 from harness.distributed.engines import build_optimizer, skips, total_norm, under, update, whole
 from harness.errors import UserError
-from harness.methods.terms import weight_at
+from harness.methods.terms import weights_of
 
 
 class ShardedEngine:
@@ -120,24 +120,37 @@ def shard(accelerator: Accelerator, module: nn.Module, dtype: torch.dtype) -> nn
     return module
 
 
-def check_weights(weights: Weights) -> None:
-    """UserError unless in every round the generator's loss depends on a sharded teacher's logits.
+def check_weights(config: Config) -> None:
+    """Raises UserError unless in every round the generator's loss depends on a sharded teacher's logits.
 
     Then gradients pass through all of its blocks; one that they enter from its middle would not be gathered.
     """
-    terms = [weights.adversarial, weights.one_hot, weights.class_balance, weights.sample_entropy, weights.target]
+    weights = config.weights
     if ever(weights.contrastive):
         raise UserError(
             f"distributed.shard_teacher=true cannot have weights.contrastive={weights.contrastive}, a loss over the "
             "teacher's features alone: set one of the two to false, or to 0"
         )
-    changes = {0.0} | {start for weight in terms if isinstance(weight, list) for start, _ in weight}
+    if config.generator.warmup and not _over_logits(config, -1):
+        raise UserError(
+            f"distributed.shard_teacher=true needs a loss over the teacher's logits, generator.warmup="
+            f"{config.generator.warmup} has none: set weights.one_hot or weights.class_balance above 0, or "
+            "generator.warmup=0"
+        )
+    schedules = [weight for weight in vars(weights).values() if isinstance(weight, list)]
+    changes = {0.0, config.adversarial_after * config.rounds} | {start for weight in schedules for start, _ in weight}
     for start in sorted(changes):
-        if not any(weight_at(weight, math.ceil(start)) for weight in terms):
+        if math.ceil(start) < config.rounds and not _over_logits(config, math.ceil(start)):
             raise UserError(
                 f"distributed.shard_teacher=true needs a loss over the teacher's logits, from round {start:g} there is "
                 "none: set weights.adversarial, weights.one_hot or weights.class_balance above 0"
             )
+
+
+def _over_logits(config: Config, round_index: int) -> bool:
+    """Whether a term over the teacher's logits counts in a round."""
+    weights = weights_of(config, round_index)
+    return any(weights[name] for name in ("adversarial", "one_hot", "class_balance", "sample_entropy", "target"))
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:

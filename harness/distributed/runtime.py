@@ -10,7 +10,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from harness.algorithm.turns import Reduce, local
+from harness.algorithm.turns import Reduce, unreduced
 from harness.config import Config, Optimizer
 from harness.distributed import processes, speed, system, zero
 from harness.distributed.batch_norm import synchronise
@@ -49,7 +49,7 @@ class Runtime:
         self.close = speed.switch(config, self.device, self.world_size)
         self.dtype = torch.float64 if config.precision == "fp64" else torch.float32
         self.requests = Requests(self.world_size)
-        self.reduce: Reduce = local if self.world_size == 1 else self._reduce
+        self.reduce: Reduce = unreduced if self.world_size == 1 else self._reduce
         """Sums [N] over all processes, differentiably; `requests` travel with them."""
         several, timeout = self.world_size > 1, config.distributed.timeout
         self.status = Status(self.rank, self.world_size, timeout) if several else None
@@ -77,7 +77,7 @@ class Runtime:
         from harness.distributed import fsdp
 
         if judges:
-            fsdp.check_weights(self.config.weights)
+            fsdp.check_weights(self.config)
         return fsdp.shard(self.accelerator, module.requires_grad_(False).eval(), self.dtype)
 
     def arrange(self, module: nn.Module) -> nn.Module:

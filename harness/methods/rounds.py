@@ -19,7 +19,7 @@ class Turn:
     """Which network is trained, on which images, by which terms."""
 
     kind: Literal["student", "generator", "supervised"]
-    """One of the three turns of `harness.algorithm.turns`."""
+    """One of the turns of `harness.algorithm.turns`."""
     source: Literal["latents", "same", "pool", "data", "pixels", "fresh", "meta"]
     """Fresh latents; the latents of the last turn of the round that drew some; the pool; real images; or one of
     INVERTED."""
@@ -42,7 +42,7 @@ def _check_generator_terms(config: Config) -> None:
             "set weights.batch_norm above 0, or generator.warmup=0"
         )
     for start in sorted(changes):
-        if start < config.rounds and not any(weights_of(config, math.ceil(start)).values()):
+        if math.ceil(start) < config.rounds and not any(weights_of(config, math.ceil(start)).values()):
             raise UserError(f"weights: all are 0 from round {start:g}, the generator has no loss: set one above 0")
 
 
@@ -51,7 +51,8 @@ def _num_replayed(config: Config) -> int:
     share, steps = config.replay.share, config.student_steps
     count = math.floor(share * steps + 1e-9)
     if share and not count:
-        raise UserError(f"replay.share={share:g} of student_steps={steps} is no turn: set it to {1 / steps:g} or more")
+        enough = f"to {1 / steps:g} or more" if steps > 1 else "to 0, or student_steps to 2 or more"
+        raise UserError(f"replay.share={share:g} of student_steps={steps} is no turn: set it {enough}")
     if share:
         _check_maps(config)
     return count

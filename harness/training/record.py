@@ -66,7 +66,9 @@ class Record:
         """A report's values, to metrics.jsonl and MLflow; watches for collapse."""
         self.log.write(round_index, seconds, values)
         self.experiment.metrics(round_index, values)
-        entropy, top_class = values.get("generator/entropy", 1.0), values.get("generator/top_class", 0.0)
+        if "generator/entropy" not in values:  # a row of an evaluation alone
+            return
+        entropy, top_class = values["generator/entropy"], values["generator/top_class"]
         looks = entropy < MIN_ENTROPY or top_class > MAX_TOP_CLASS
         self._collapsed = self._collapsed + 1 if looks else 0
         if self._collapsed == COLLAPSED_ROWS and not self.alarm:

@@ -34,7 +34,7 @@ class Sources:
         self.config, self.runtime, self.turns = config, runtime, turns
         self.generator, self.teacher = generator, teacher
         self._batches: Iterator[tuple[Tensor, Tensor]] | None = None
-        self._repeated: dict[int, tuple[Tensor, Answer]] = {}
+        self._repeated: dict[tuple[int, int], tuple[Tensor, Answer]] = {}
         stored = [index for index, turn in enumerate(turns) if _is_stored(turn)]
         replays = any(turn.source == "pool" for turn in turns)
         self.pool = Pool(config, runtime, stored) if replays else None
@@ -48,11 +48,14 @@ class Sources:
         """
         if self.turns[turn_index].kind == "generator":
             self._repeated.clear()  # after its update the same latents give other images
-        while self.turns[turn_index].source != "latents":
-            turn_index -= 1
-        keys = ("latents", round_index, turn_index)
+        keys = ("latents", round_index, self._latents_turn(turn_index))
         z, y = drawn(self.config, self._centres, self._rows(part), self.config.batch_size, *keys)
         return send(z.to(self.runtime.dtype), self.runtime.device), None if y is None else send(y, self.runtime.device)
+
+    def _latents_turn(self, turn_index: int) -> int:
+        """The turn whose latents a turn uses: its own, or those of the last turn before it that draws some."""
+        drawing = [index for index in range(turn_index + 1) if self.turns[index].source == "latents"]
+        return drawing[-1]
 
     @torch.no_grad()
     def lesson(self, round_index: int, turn_index: int, part: int) -> tuple[Tensor, Answer]:
@@ -62,10 +65,11 @@ class Sources:
         if source == "pool":
             return self._replayed(*where)
         if source == "same":
-            if part not in self._repeated:
+            key = self._latents_turn(turn_index), part
+            if key not in self._repeated:
                 x = self._generated(*where)
-                self._repeated[part] = x, self.teacher.answer(x)
-            return self._repeated[part]
+                self._repeated[key] = x, self.teacher.answer(x)
+            return self._repeated[key]
         if source == "data":
             x, _ = self.real(*where)
             return x, self.teacher.answer(x)

@@ -13,6 +13,7 @@ from harness import task as tasks
 from harness.config import UNTRAINED, Config
 from harness.config.parse import merge
 from harness.errors import UserError
+from harness.resolve import file_name
 from harness.training.data import TrainingBatches
 
 
@@ -33,7 +34,12 @@ def supervised_config(config: Config) -> Config:
         "log_every": per_epoch,
         "checkpoint": {"every": per_epoch},
         "teach": {"automatic": False},
-        "teacher": {"network": "", "checkpoint": UNTRAINED, "arguments": {}},
+        "teacher": {
+            "checkpoint": UNTRAINED,
+            "mean": config.teacher.mean,
+            "std": config.teacher.std,
+            "channels": config.teacher.channels,
+        },
         "student": {
             "network": config.teacher.network,
             "arguments": config.teacher.arguments,
@@ -41,13 +47,10 @@ def supervised_config(config: Config) -> Config:
             "weight_decay": teach.weight_decay,
         },
     }
-    fixed = {key: value for key, value in config_module.to_dict(config).items() if key not in ("weights", "student")}
-    return config_module.build(merge(fixed, over))
-
-
-def file_name(network: str) -> str:
-    """A network's name as part of a file's."""
-    return network.replace("/", "_").replace(":", "_")
+    # What belongs to the generator and the student of the data-free run is left at its defaults.
+    left_out = ("weights", "student", "generator", "replay", "inversion", "teacher")
+    kept = {key: value for key, value in config_module.to_dict(config).items() if key not in left_out}
+    return config_module.build(merge(kept, over))
 
 
 def target(config: Config) -> Path:

@@ -48,3 +48,10 @@ def test_files_and_names_exist(page: Path) -> None:
         if not found or (name and not any(name in set(names(file)) for file in found)):
             wrong.append(f"{path}:{name}" if name else path)
     assert not wrong, f"{page.name} names what is not there: {wrong}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_and_pictures_exist(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text())
+    missing = [target for target in targets if "://" not in target and not (page.parent / target).exists()]
+    assert not missing, f"{page.name} links to what is not there: {missing}"

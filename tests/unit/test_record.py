@@ -34,10 +34,11 @@ def test_a_collapsed_generator_is_said_once_and_not_for_a_single_batch(
         rows.row(index, 0.0, values)
     assert said == []
     for index in range(20, 40):
-        rows.row(index, 0.0, collapsed)
+        rows.row(2 * index, 0.0, collapsed)
+        rows.row(2 * index + 1, 0.0, {"evaluation/agreement": 0.5})  # says nothing of the generator
     rows.close("FINISHED")
     (line,) = said
-    assert "has collapsed by round 20" in line
+    assert "has collapsed by round 40" in line
 
 
 def test_samples_are_drawn_or_not(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from types import MappingProxyType
 
 import pytest
@@ -10,10 +11,12 @@ import torch
 
 from harness import methods, resolve
 from harness.config.parse import Overlay, merge
+from harness.distributed.fsdp import check_weights
 from harness.distributed.runtime import Runtime
 from harness.errors import UserError
 from harness.networks import maps, roles
 from harness.training.machine import Machine
+from harness.training.teaching import supervised_config
 
 SMALL: Overlay = {
     "rounds": 4,
@@ -70,6 +73,11 @@ def test_the_schedule_of_the_generator_covers_its_warmup() -> None:
         ({"generator": {"warmup": 2}}, "kd", "generator.warmup=2: method=kd has no generator for the whole run: set 0"),
         ({"generator": {"warmup": 2}}, "dfad", "generator.warmup=2: without the adversarial term the generator has "),
         ({"generator": {"warmup": -1}}, "ddad", "generator.warmup=-1: expected at least 0"),
+        (
+            {"replay": {"share": 0.5}, "student_steps": 1},
+            "ddad",
+            "replay.share=0.5 of student_steps=1 is no turn: ",
+        ),
         ({"student": {"features": 1.0}, "replay": {"share": 0.5}}, "ddad", "student.features=1.0: the pool keeps no "),
     ],
 )
@@ -106,3 +114,31 @@ def test_a_block_that_answers_as_the_teachers_is_at_distance_0() -> None:
         t = built.teacher.answer(x)
         s = maps.answer(built.student.module, x, built.student.compared)
     assert all(torch.equal(a, b) for a, b in zip(t.blocks, s.blocks, strict=True)) and len(t.blocks) == 3
+
+
+def test_a_teacher_is_taught_whatever_its_students_variant_asks_of_the_generator() -> None:
+    config = resolve.resolve("digits", None, {"variant": "warm", "replay": {"share": 0.8}})
+    lesson = supervised_config(config)
+    assert (lesson.generator.warmup, lesson.replay.share, lesson.student.reconstruct) == (0, 0.0, 0)
+    assert [turn.kind for turn in methods.METHODS[lesson.method].turns(lesson)] == ["supervised"]
+
+
+def test_a_sharded_teacher_needs_a_loss_over_logits_in_the_warmup_too() -> None:
+    over: Overlay = {"generator": {"warmup": 2}, "weights": {"one_hot": 0.1}}
+    check_weights(resolve.resolve("digits", None, merge(SMALL, over)))
+    for refused, words in (
+        ({"generator": {"warmup": 2}}, "generator.warmup=2 has none"),
+        ({"adversarial_after": 0.5}, "from round 0 there is none"),
+    ):
+        with pytest.raises(UserError, match=words):
+            check_weights(resolve.resolve("digits", None, merge(SMALL, refused)))
+
+
+def test_turns_of_the_same_images_have_those_of_the_latents_before_them() -> None:
+    config = resolve.resolve("digits", None, SMALL)
+    student, generator = methods.METHODS["ddad"].turns(config)[0], methods.METHODS["ddad"].turns(config)[-1]
+    same = dataclasses.replace(student, source="same")
+    built = Machine(config, Runtime(config), [student, same, student, same, generator], roles.teacher(config))
+    first, second = built.sources.lesson(0, 1, 0)[0], built.sources.lesson(0, 3, 0)[0]
+    assert torch.equal(first, built.sources.lesson(0, 0, 0)[0])
+    assert torch.equal(second, built.sources.lesson(0, 2, 0)[0]) and not torch.equal(first, second)
