@@ -123,7 +123,7 @@ def structure(folder: Path) -> Structure | None:
         content = json.loads(path.read_text())
         found: Structure = {"kept": content["kept"], "dropped": content["dropped"]}
         same = content["sha256"] == _digest(found)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # `open_run` refuses what is no folder
         return None
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} cannot be read ({type(error).__name__}): give another --output") from None

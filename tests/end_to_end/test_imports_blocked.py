@@ -44,7 +44,9 @@ importlib.metadata.Distribution.from_name = named
 """
 
 BODY = """
-from harness import config, distill, methods, resolve, scoring
+from harness import config, methods, resolve
+from harness.commands import evaluate
+from harness.training import distill
 over = {
     "task": "classification", "recipe": "bare", "rounds": 3, "batch_size": 32, "classes": 4, "log_every": 1,
     "input": {"size": 16}, "pictures": False, "tracking": {"uri": "none"}, "evaluate_every": 2,
@@ -55,7 +57,7 @@ over = {
 reports = list(distill.rounds(config.build(over)))
 assert [report.round for report in reports] == [1, 2, 3, 3], reports
 result = reports[-1].result
-found = scoring.of_run(reports[-1].folder, print, {})
+found = evaluate.of_run(reports[-1].folder, print, {})
 assert found["agreement"] == result["agreement"]
 changes = {key: value for key, value in over.items() if key not in ("task", "recipe", "rounds")}
 again = distill.distill(resolve.resolve("classification", None, {**changes, "rounds": 2}))
