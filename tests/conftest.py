@@ -23,6 +23,8 @@ if os.environ.get("DDAD_DATA"):  # a relative path is meant from where pytest wa
 import pytest
 import torch
 
+from tests.helpers import without_curves
+
 torch.set_num_threads(1)
 
 
@@ -46,16 +48,24 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(autouse=True)
-def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def own_folder(tmp_path: Path, shared_folder: Path) -> Iterator[Path]:
     """Its `tmp_path` is the current folder of a test and of what it starts: what lies in the tree changes nothing."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    with pytest.MonkeyPatch.context() as patch:  # not the test's own, which it may undo
+        patch.chdir(tmp_path)
+        yield tmp_path
 
 
 @pytest.fixture(autouse=True)
 def own_seed() -> None:
     """What a test draws is the same alone, after others and in another order."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def no_curves() -> Iterator[None]:
+    """Runs of this test draw no curves.png."""
+    with without_curves():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 from tests.forking import Command
 
@@ -15,6 +19,15 @@ ROOT = Path(__file__).resolve().parents[1]
 
 DDAD = (sys.executable, "-m", "harness")
 """The `ddad` command of this tree."""
+
+
+@contextmanager
+def without_curves() -> Iterator[None]:
+    """matplotlib as if it were not installed: drawing curves.png costs each finished run a second."""
+    importlib.import_module("torchmetrics.utilities.plot")  # imports it too
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "matplotlib.figure", None)  # what the import meets is then ModuleNotFoundError
+        yield
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:

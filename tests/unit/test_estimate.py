@@ -88,6 +88,7 @@ def test_rounds_that_compute_other_terms_are_told_apart() -> None:
     assert estimate._phases(config_of({"rounds": 10, "weights": {"tv": [[0, 1.0], [4, 2.0]]}})) == [(10, 7)]
 
 
+@pytest.mark.usefixtures("no_curves")
 @pytest.mark.parametrize(
     "over",
     [

@@ -67,11 +67,20 @@ def test_every_job_of_a_suite_has_a_configuration(name: str, monkeypatch: pytest
             make(untrained)
 
 
+def measure_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine's peaks from a small product and a small copy."""
+    monkeypatch.setattr(timing, "MATRIX", {"cpu": 64})
+    monkeypatch.setattr(timing, "COPY_MIB", {"cpu": 1})
+
+
+@pytest.mark.usefixtures("no_curves")
 def test_slices_are_rehearsed_interrupted_and_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(gpu, "WORK", tmp_path / "work")
+    measure_little(monkeypatch)
     monkeypatch.setattr(gpu, "WORKERS", 0)
+    monkeypatch.setattr(gpu, "EVALUATIONS", 2)
     monkeypatch.setattr(gpu, "DATA_FREE", ["ddad", "dafl"])
     monkeypatch.setitem(step.PAIRS, "tiny", merge(step.PAIRS["digits"], SMALL))
     monkeypatch.setenv("OUT", str(tmp_path))
@@ -128,8 +137,7 @@ def test_a_job_that_fails_is_noted_and_the_next_is_begun(tmp_path: Path) -> None
 
 
 def test_the_share_of_the_peak_is_of_counted_operations(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing, "MATRIX", {"cpu": 64})
-    monkeypatch.setattr(timing, "COPY_MIB", {"cpu": 1})
+    measure_little(monkeypatch)
     monkeypatch.setitem(step.PAIRS, "tiny", merge(step.PAIRS["digits"], SMALL))
     found = gpu._share("tiny", 8, "eager", 0.5)
     counted = measure.measure(measure.machine(build(merge(step.PAIRS["tiny"], {"batch_size": 8})), print)).flop

@@ -269,6 +269,7 @@ def test_parts_of_a_batch_are_resumed_to_the_bit(method: str, tmp_path: Path) ->
     assert (method == "deepinversion") == all(torch.equal(value, ends[2][key]) for key, value in ends[0].items())
 
 
+@pytest.mark.usefixtures("no_curves")
 def test_a_run_shows_what_the_pool_holds(tmp_path: Path) -> None:
     quick = {"steps": 2, "rounds": 1}
     words = {"method": "deepinversion", "rounds": 2, "student_steps": 2, "batch_size": 16, "inversion": quick}

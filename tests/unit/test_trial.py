@@ -18,6 +18,7 @@ from harness.config import flat
 from harness.errors import UserError
 from harness.run import folder as run_folder
 from harness.training import distill
+from tests.helpers import without_curves
 from tests.sweeps import OVERRIDES, SAMPLE, make_plan, make_record
 from tune import configs, plan, probe, records, report, run_folders, trial
 from tune.plan import PROBE_METRIC, Plan
@@ -29,14 +30,16 @@ from tune.trial import TrialResult
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     """A plan whose default run has finished and whose probe exists."""
     prepared = make_plan(tmp_path_factory.mktemp("prepared"))
-    trial.default_run(prepared)
+    with without_curves():
+        trial.default_run(prepared)
     return prepared
 
 
 @pytest.fixture(scope="module")
 def whole(prepared: Plan) -> list[TrialResult]:
     """The results of a trial that was not interrupted."""
-    return list(trial.run(prepared, "whole", SAMPLE))
+    with without_curves():
+        return list(trial.run(prepared, "whole", SAMPLE))
 
 
 def weights(folder: str | Path) -> dict[str, Tensor]:
@@ -79,6 +82,7 @@ def test_the_parts_of_the_probe_are_made_at_checkpoints() -> None:
     assert probe.stages(240) == {24: 0.1, 60: 0.25, 120: 0.5, 240: 1.0}
 
 
+@pytest.mark.usefixtures("no_curves")
 def test_a_sweep_can_use_the_probe_of_another_sweep(prepared: Plan, tmp_path: Path) -> None:
     overrides = {**OVERRIDES, "method": "dfad"}
     second = make_plan(tmp_path, overrides=overrides, probe=prepared.folder)
@@ -173,6 +177,7 @@ def test_a_trial_yields_eight_results_and_its_folder_has_their_student(
     assert probe.agreement(probe.load(prepared.probe_file), student, 16) == whole[-1].agreement
 
 
+@pytest.mark.usefixtures("no_curves")
 def test_the_student_of_a_run_folder_has_the_averaged_weights_if_the_run_averages(prepared: Plan) -> None:
     *_, last = trial.run(prepared, "averaged", {**SAMPLE, "student.average": 0.5})
     path = Path(last.folder)
@@ -181,6 +186,7 @@ def test_the_student_of_a_run_folder_has_the_averaged_weights_if_the_run_average
     assert probe.agreement(probe.load(prepared.probe_file), student, 16) == last.agreement
 
 
+@pytest.mark.usefixtures("no_curves")
 def test_an_interrupted_trial_continues_to_the_same_result(prepared: Plan, whole: list[TrialResult]) -> None:
     cut = trial.run(prepared, "cut", SAMPLE)
     assert [next(cut) for _ in range(3)] == [
@@ -210,6 +216,7 @@ def test_a_failed_trial_has_the_lowest_objective_and_the_error(
     assert error in (last.error or "")
 
 
+@pytest.mark.usefixtures("no_curves")
 def test_a_trial_of_a_population_continues_from_another_trial_and_records_its_schedule(
     prepared: Plan, whole: list[TrialResult]
 ) -> None:
