@@ -33,7 +33,9 @@ def draw(runs: list[Path], path: Path) -> None:
         points = [(row["round"], 100 * row[key]) for row in rows]
         label = f"{config.method}, {config.variant}: {points[-1][1]:.1f} %"
         right.plot(*zip(*points, strict=True), marker="o", ms=3, color=colour, label=label)
-    right.set(xlabel="round", ylabel="student and teacher agree on, % of the test images", ylim=(0, 100), xlim=(0, None))
+    right.set(
+        xlabel="round", ylabel="student and teacher agree on, % of the test images", ylim=(0, 100), xlim=(0, None)
+    )
     right.grid(alpha=0.25, lw=0.6)
     right.spines[["top", "right"]].set_visible(False)
     right.legend(loc="lower right", frameon=False)
