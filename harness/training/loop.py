@@ -58,7 +58,6 @@ def train(
         return Report(0, config.rounds, seconds, 0.0, folder=kept.path, stopped=clock.reason())
     if start == 0:
         kept.samples(machine.networks(), 0)
-    began = clock.elapsed  # of the rounds; the steps before them are not part of the speed
     for number in range(start, config.rounds * num_turns):
         index, turn_index = divmod(number, num_turns)
         try:
@@ -69,7 +68,7 @@ def train(
             stops = clock.stops(over) and not last
             seconds, speed = (
                 state["seconds"] + clock.elapsed,
-                (number + played - start) / num_turns / (clock.elapsed - began),
+                (number + played - start) / num_turns / clock.elapsed,
             )
             report = Report(done, config.rounds, seconds, speed, folder=kept.path)
             if over:
