@@ -13,7 +13,7 @@ from harness.networks import layers
 from harness.networks.layers import evaluating
 
 WARM_UP, TIMES = 2, 20
-"""Forward passes on one image before its time is taken, and of how many the quickest counts: other processes only add."""
+"""Forward passes on one image before its time is taken, and of how many the quickest counts."""
 
 
 def of(config: Config, module: nn.Module | None) -> dict[str, Any]:
