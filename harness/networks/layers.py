@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.hooks import RemovableHandle
 
 from harness.errors import UserError
 
@@ -70,6 +71,16 @@ def evaluating(networks: Iterable[nn.Module]) -> Iterator[None]:
     finally:
         for network, training in modes:
             network.train(training)
+
+
+def pass_with_hooks(module: nn.Module, x: Tensor, handles: Sequence[RemovableHandle]) -> None:
+    """Runs a network once in evaluation mode on images x, for hooks that are removed afterwards."""
+    try:
+        with evaluating([module]):
+            module(x)
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def num_parameters(module: nn.Module) -> int:

@@ -13,7 +13,7 @@ from harness.algorithm.turns import Answer
 from harness.config import Config, ever, image_shape
 from harness.errors import UserError
 from harness.networks import layers
-from harness.networks.layers import evaluating, observe_maps
+from harness.networks.layers import observe_maps, pass_with_hooks
 
 Size = tuple[int, int]
 
@@ -113,12 +113,7 @@ def block_shapes(module: nn.Module, x: Tensor) -> dict[str, tuple[int, ...]]:
         if name.rpartition(".")[2].isdigit() and any(True for _ in layer.children())
     ]
     handles = [layer.register_forward_hook(hook(name)) for name, layer in blocks]
-    try:
-        with evaluating([module]):
-            module(x)
-    finally:
-        for handle in handles:
-            handle.remove()
+    pass_with_hooks(module, x, handles)
     return found
 
 
@@ -146,12 +141,7 @@ def last_by_size(module: nn.Module, x: Tensor) -> dict[Size, nn.Module]:
 
     handles = [layer.register_forward_hook(hook) for name, layer in module.named_modules() if not _holds(name, head)]
     handles.append(module.get_submodule(head).register_forward_hook(hook))
-    try:
-        with evaluating([module]):
-            module(x)
-    finally:
-        for handle in handles:
-            handle.remove()
+    pass_with_hooks(module, x, handles)
     once = {size: [layer for layer in layers if calls[layer] == 1] for size, layers in found.items() if max(size) > 1}
     return {size: layers[-1] for size, layers in once.items() if layers}
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness.algorithm.moments import NormLayer
-from harness.networks.layers import evaluating
+from harness.networks.layers import evaluating, pass_with_hooks
 
 RIDGE = 1e-3
 """Ridge, as a share of the mean square of an input: it keeps the weights of nearly equal inputs small."""
@@ -64,12 +64,7 @@ def _order(module: nn.Module, x: Tensor) -> list[str]:
         plain = isinstance(layer, nn.Conv2d) and layer.groups == 1 and layer.padding_mode == "zeros"
         if (plain and not isinstance(layer.padding, str)) or isinstance(layer, nn.Linear):
             handles.append(layer.register_forward_pre_hook(lambda *_, name=name: found.setdefault(name)))
-    try:
-        with evaluating([module]):
-            module(x[:1])
-    finally:
-        for handle in handles:
-            handle.remove()
+    pass_with_hooks(module, x[:1], handles)
     return list(found)
 
 
@@ -91,12 +86,7 @@ def _norms(module: nn.Module, x: Tensor) -> dict[str, NormLayer]:
             handles.append(layer.register_forward_pre_hook(taken))
         elif isinstance(layer, nn.Conv2d | nn.Linear):
             handles.append(layer.register_forward_hook(answered(name)))
-    try:
-        with evaluating([module]):
-            module(x[:1])
-    finally:
-        for handle in handles:
-            handle.remove()
+    pass_with_hooks(module, x[:1], handles)
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -231,11 +231,3 @@ class Means:
 def values(terms: Terms) -> dict[str, Tensor]:
     """The values of a turn by term, and their weighted sum."""
     return {**terms.values, "total": terms.total.detach()}
-
-
-def latest(turns: Sequence[tuple[str, Terms]]) -> dict[str, float]:
-    """Mean over a round's turns of every term, by "player/term"."""
-    means = Means()
-    for player, terms in turns:
-        means.add(player, values(terms))
-    return means.read()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 from pathlib import Path
@@ -13,6 +14,7 @@ from harness import methods, resolve
 from harness.config import Config
 from harness.distributed.runtime import Runtime
 from harness.networks import roles
+from harness.networks.reconstruct import reconstruct
 from harness.training.checkpoint import restore
 from harness.training.distill import rounds
 from harness.training.machine import Machine
@@ -68,8 +70,13 @@ def test_the_reconstruction_brings_a_pruned_student_nearer_to_its_teacher() -> N
     for step in range(4):
         built.prepare(step)
     before, weights = distance(), {name: value.clone() for name, value in built.student.module.state_dict().items()}
+    expected = copy.deepcopy(built.student.module)
+    images = [built.sources.images("reconstruct", index) for index in range(6)]
     built.prepare(4)
     assert distance() < before
+    assert built.teacher is not None and built.structure is not None
+    reconstruct(built.teacher.module, expected, built.structure["kept"], images)
+    torch.testing.assert_close(built.student.module.state_dict(), expected.state_dict(), rtol=0, atol=0)
     changed = {
         name for name, value in built.student.module.state_dict().items() if not torch.equal(value, weights[name])
     }

@@ -21,7 +21,8 @@ from harness.distributed.runtime import Runtime
 from harness.networks import roles
 from harness.networks.layers import evaluating
 from harness.training import machine
-from harness.training.record import latest
+from harness.training.record import Means
+from harness.training.record import values as values_of
 
 CURVES = Path(__file__).with_name("curves.json")
 VARIANTS = Path(__file__).with_name("variants.json")
@@ -90,7 +91,15 @@ def play(config: Config) -> tuple[machine.Machine, list[dict[str, float]]]:
     for step in range(built.num_preparations):
         built.prepare(step)
     rows = range(config.rounds)
-    return built, [latest([(turn.kind, built.play(row, place)) for place, turn in enumerate(turns)]) for row in rows]
+    return built, [_losses(built, row) for row in rows]
+
+
+def _losses(built: machine.Machine, round_index: int) -> dict[str, float]:
+    """Mean over a round's turns of every term, by "player/term", as a row of metrics has it."""
+    means = Means()
+    for index, turn in enumerate(built.turns):
+        means.add(turn.kind, values_of(built.play(round_index, index)))
+    return means.read()
 
 
 def curve(case: str) -> list[dict[str, float]]:

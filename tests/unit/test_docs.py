@@ -55,3 +55,11 @@ def test_links_and_pictures_exist(page: Path) -> None:
     targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text())
     missing = [target for target in targets if "://" not in target and not (page.parent / target).exists()]
     assert not missing, f"{page.name} links to what is not there: {missing}"
+
+
+def test_the_architecture_names_every_file_of_the_packages() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    tree = page[page.index("```text") : page.index("```", page.index("```text") + 3)]
+    files = [file for top in ("harness", "tune", "benchmarks") for file in (ROOT / top).rglob("*.py")]
+    absent = [file.relative_to(ROOT) for file in files if not file.name.startswith("__") and file.name not in tree]
+    assert not absent

@@ -10,7 +10,8 @@ import torch
 from harness import resolve
 from harness.algorithm.turns import Terms
 from harness.config.parse import Overlay, merge
-from harness.training.record import COLLAPSED_ROWS, Record, latest
+from harness.training.record import COLLAPSED_ROWS, Means, Record
+from harness.training.record import values as values_of
 from tests.unit.test_turns import SMALL, build
 
 
@@ -60,5 +61,7 @@ def test_drawing_samples_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_report_has_means_over_the_turns_of_a_round() -> None:
-    turns = [("student", Terms(torch.tensor(value), {"discrepancy": torch.tensor(2 * value)})) for value in (1.0, 3.0)]
-    assert latest(turns) == {"student/discrepancy": 4.0, "student/total": 2.0}
+    means = Means()
+    for value in (1.0, 3.0):
+        means.add("student", values_of(Terms(torch.tensor(value), {"discrepancy": torch.tensor(2 * value)})))
+    assert means.read() == {"student/discrepancy": 4.0, "student/total": 2.0}
