@@ -116,3 +116,8 @@ def test_estimated_memory_holds_the_whole_pool() -> None:
     for held in built.sources.pool._held.values():
         held.fill_(1)
     assert found.memory == pytest.approx(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, rel=0.2)
+
+
+def test_an_estimate_does_not_end_where_random_weights_overflow() -> None:
+    config = config_of({"batch_size": 8, "student": {"lr": 1e30}})
+    assert estimate.measure(estimate.build(config, print), config).round_seconds > 0
