@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import statistics
 import time
 from collections.abc import Callable, Sequence
 
@@ -23,6 +24,9 @@ STEPS = (1, 11)
 
 ENOUGH = 10.0
 """Seconds after which a method is warm, or its speed known, if the rounds for it have not all been played yet."""
+
+WARM = 6
+"""Steps of a generator's warm-up that are timed; the first is left out."""
 
 MAX_ROUNDS = 10_000_000
 """More than any budget is worth."""
@@ -45,6 +49,19 @@ def needed(settings: Config, measured: Sequence[float]) -> Callable[[int], float
     return seconds
 
 
+def preparation(settings: Config) -> float:
+    """Seconds of a run before its first round: warm-up of the generator, by a few steps, and the reconstruction."""
+    warmup = settings.generator.warmup
+    short = dataclasses.replace(settings, generator=dataclasses.replace(settings.generator, warmup=min(warmup, WARM)))
+    built, clock, each = measure.machine(short, print), _clock(), []
+    for step in range(built.num_preparations):
+        began = clock()
+        built.prepare(step)
+        each.append(clock() - began)
+    steps = each[1 : min(warmup, WARM)] or each[: min(warmup, WARM)]
+    return warmup * statistics.fmean(steps or [0.0]) + sum(each[min(warmup, WARM) :])
+
+
 def rounds_in(settings: Config, measured: Sequence[float], seconds: float) -> int:
     """The rounds that a run of these settings does in `seconds`, at least one."""
     return max(1, bisect.bisect_right(range(1, MAX_ROUNDS), seconds, key=needed(settings, measured)))
@@ -53,15 +70,19 @@ def rounds_in(settings: Config, measured: Sequence[float], seconds: float) -> in
 def seconds_a_round(settings: Config, rate_rounds: int) -> float:
     """Mean over so many rounds, or those that fit into ENOUGH seconds, after as many to warm up."""
     built, index = measure.machine(settings, print), 0
-    # Where one thread computes, its processor time does not count what other processes do meanwhile.
-    alone = built.runtime.device.type == "cpu" and torch.get_num_threads() == 1
-    clock = time.process_time if alone else time.perf_counter
+    clock = _clock()
     for _ in range(2):
         began, first = clock(), index
         while index == first or (index - first < rate_rounds and clock() - began < ENOUGH):
             measure.play(built, index)
             index += 1
     return (clock() - began) / (index - first)
+
+
+def _clock() -> Callable[[], float]:
+    """Processor time where one thread computes, since it does not count what other processes do; else wall time."""
+    single = not torch.cuda.is_available() and torch.get_num_threads() == 1
+    return time.process_time if single else time.perf_counter
 
 
 def _many(settings: Config) -> bool:
