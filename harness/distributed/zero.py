@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from harness.config import Config, Optimizer
 from harness.distributed.engines import ReplicatedEngine, skips, total_norm, under, whole
 from harness.errors import UserError
+from harness.networks.layers import UNCAST
 
 BUCKET = 2**24
 """Numbers reduced at a time. DeepSpeed allocates a buffer of this size for each network: by default 2 GB."""
@@ -56,6 +57,7 @@ def accelerator(config: Config) -> Accelerator:
 def autocast(module: nn.Module, device: torch.device, precision: str) -> nn.Module:
     """The network itself; in bf16 its forward runs in autocast and answers in fp32."""
     if precision == "bf16":
+        setattr(module, UNCAST, module.forward)
         forward = torch.autocast(device.type, torch.bfloat16)(module.forward)
         module.forward = convert_outputs_to_fp32(forward)
     return module

@@ -59,18 +59,30 @@ def observe_maps(layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
             handle.remove()
 
 
+UNCAST = "_original_forward"
+"""The attribute in which Accelerate keeps a network's forward, where it gives the network one in autocast."""
+
+
 @contextmanager
 def evaluating(networks: Iterable[nn.Module]) -> Iterator[None]:
-    """Sets networks to eval mode without gradients inside the context, and restores their modes after it."""
-    modes = [(network, network.training) for network in networks]
+    """Sets networks to eval mode without gradients inside the context, and restores them after it.
+
+    A network that trains in autocast computes in the precision of its weights here, so that scores are those of the
+    file that is written, whatever `precision` and the number of processes are.
+    """
+    modes = [(network, network.training, network.__dict__.get("forward")) for network in networks]
     try:
-        for network, _ in modes:
+        for network, _, autocast in modes:
             network.eval()
+            if autocast is not None and UNCAST in network.__dict__:
+                network.forward = network.__dict__[UNCAST]
         with torch.no_grad():
             yield
     finally:
-        for network, training in modes:
+        for network, training, autocast in modes:
             network.train(training)
+            if autocast is not None:
+                network.forward = autocast
 
 
 def pass_with_hooks(module: nn.Module, x: Tensor, handles: Sequence[RemovableHandle]) -> None:

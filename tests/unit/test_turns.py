@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,8 +12,10 @@ from harness import config as config_module
 from harness import methods
 from harness.config.parse import Overlay, merge
 from harness.distributed.runtime import Runtime
+from harness.distributed.zero import autocast
 from harness.errors import Diverged, UserError
 from harness.networks import roles
+from harness.networks.layers import evaluating
 from harness.training.machine import Machine
 
 SMALL: Overlay = {
@@ -180,6 +184,21 @@ def test_a_launcher_with_more_processes_is_refused(monkeypatch: pytest.MonkeyPat
         build({"micro_batches": 8})
     with pytest.raises(UserError, match=r"WORLD_SIZE=2 without RANK, LOCAL_RANK, MASTER_ADDR"):
         build()
+
+
+@pytest.mark.parametrize("deepspeed", [False, True])
+def test_bf16_ends_where_a_network_is_scored(deepspeed: bool) -> None:
+    module, x = build().student.module, torch.rand(4, 3, 8, 8)
+    plain = copy.deepcopy(module).eval()
+    trained = build({"precision": "bf16"}).student.module
+    trained.load_state_dict(plain.state_dict())
+    if deepspeed:
+        trained = autocast(copy.deepcopy(plain), torch.device("cpu"), "bf16")
+    rounded = trained.eval()(x)
+    with evaluating([trained]):
+        scored = trained(x)
+    assert torch.equal(scored, plain(x)) and not torch.equal(scored, rounded)
+    assert torch.equal(trained(x), rounded), "afterwards it is as it was"
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp64"])
