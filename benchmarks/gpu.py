@@ -64,8 +64,8 @@ EVALUATIONS = 10
 CLOSING = 60.0
 """Seconds that a run needs beside its rounds: building, its method's speed, evaluations, the end."""
 
-STEP = 150.0
-"""Seconds that a variant's steps need, compiling among them."""
+STEP = 40.0
+"""Seconds that a variant's steps need, compiling not among them."""
 
 WORKERS = min(8, os.cpu_count() or 1)
 """Processes that read images, test images too: in this one they would take as long as the rounds."""
@@ -81,6 +81,8 @@ class Suite:
     over: Overlay
     weights: str | None = None
     """The third-party teacher under $DDAD_DATA/weights; None: one is taught."""
+    methods: tuple[str, ...] = (*DATA_FREE, "kd")
+    """What is compared."""
 
 
 def _dense(epochs: int) -> Overlay:
@@ -92,24 +94,30 @@ def _dense(epochs: int) -> Overlay:
     }  # fmt: skip
 
 
+_RESNET32: Overlay = {"batch_size": 256, "teacher": {"network": "resnet32", **IMAGENET}, "generator": {"width": 64}}
+_RESNET32_FILE = "cifar10/akamaster/resnet32-d509ac18.th"
+_RESNET26: Overlay = {
+    "teacher": {
+        "network": "examples/karanchahal_resnet.py:resnet26",
+        "mean": [0.507, 0.487, 0.441],
+        "std": [0.267, 0.256, 0.276],
+    },
+    "student": {"network": "resnet20"},
+}
+_RESNET26_FILE = "cifar100/karanchahal/resnet26_cifar100.pth"
+_WARM = ("ddad:warm", "dfad")
+_FROM_TEACHER: Overlay = {
+    "student": {"start": "teacher", "lr": 0.02, "schedule": "cosine", "features": 100.0, "clip": 5.0}
+}
+"""The student's settings of `warm`, for the baselines too."""
+_HALF: Overlay = merge(_FROM_TEACHER, {"student": {"network": "pruned", "start": "fresh", "arguments": {"macs": 0.5}}})
+
 SUITES: dict[str, Suite] = {
-    "cifar10": Suite(
-        "cifar10-resnet20-resnet20",
-        {"batch_size": 256, "teacher": {"network": "resnet32", **IMAGENET}, "generator": {"width": 64}},
-        "cifar10/akamaster/resnet32-d509ac18.th",
-    ),
-    "cifar100": Suite(
-        "cifar100-resnet34-resnet18",
-        {
-            "teacher": {
-                "network": "examples/karanchahal_resnet.py:resnet26",
-                "mean": [0.507, 0.487, 0.441],
-                "std": [0.267, 0.256, 0.276],
-            },
-            "student": {"network": "resnet20"},
-        },
-        "cifar100/karanchahal/resnet26_cifar100.pth",
-    ),
+    "cifar10": Suite("cifar10-resnet20-resnet20", _RESNET32, _RESNET32_FILE),
+    "cifar10-inherited": Suite("cifar10-resnet20-resnet20", merge(_RESNET32, _FROM_TEACHER), _RESNET32_FILE, _WARM),
+    "cifar10-half": Suite("cifar10-resnet20-resnet20", merge(_RESNET32, _HALF), _RESNET32_FILE, _WARM),
+    "cifar100": Suite("cifar100-resnet34-resnet18", _RESNET26, _RESNET26_FILE),
+    "cifar100-half": Suite("cifar100-resnet34-resnet18", merge(_RESNET26, _HALF), _RESNET26_FILE, _WARM),
     "caltech101": Suite("caltech101-resnet18-resnet10t", {"batch_size": 256, "generator": {"width": 64}}),
     "camvid": Suite("camvid-resnet18-mobilenetv2", _dense(60)),
     "nyuv2": Suite("nyuv2-resnet18-mobilenetv2", _dense(30)),
@@ -135,6 +143,20 @@ class Budget:
     variants: tuple[str, ...] = tuple(step.VARIANTS)
     precision: str = "bf16"
     """Of the suites' runs."""
+    batch_size: int | None = None
+    """Of everything, in place of what fills a card."""
+    warmup: int | None = None
+    """Of the generator, in place of the method's."""
+
+    def over(self) -> Overlay:
+        """What a suite's runs have of it."""
+        small: Overlay = {} if self.batch_size is None else {"batch_size": self.batch_size}
+        short: Overlay = {} if self.warmup is None else {"generator": {"warmup": self.warmup}}
+        return {"precision": self.precision, **small, **short}
+
+
+REHEARSAL = Budget(seconds=1.0, rate_rounds=1, step_rounds=1, batch_size=8, warmup=1)
+"""What shows on a CPU that every job works."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +178,7 @@ def jobs(suites: Mapping[str, Suite], steps: Mapping[str, int], budget: Budget, 
         if suite.weights is None:
             yield Job(f"{name}/teach", 30.0, _teach(name, suite, budget))
         for seed in seeds:
-            for method in [*DATA_FREE, "kd"]:
+            for method in suite.methods:
                 yield Job(f"{name}/{method}/{seed}", budget.seconds + CLOSING, _run(name, suite, method, seed, budget))
 
 
@@ -178,10 +200,14 @@ def config(name: str, suite: Suite, method: str, seed: int, over: Overlay) -> Co
 
 
 def work_through(queue: Iterator[Job], deadline: float, only: str, rows: Path) -> list[str]:
-    """Does what is not done until the deadline (time.monotonic); returns the names of jobs that are left."""
-    done, left = {row["job"] for row in read(rows)}, []
-    for job in queue:
-        if job.name in done or not job.name.startswith(only):
+    """Does what is not done until the deadline (time.monotonic); returns the names of jobs that are left.
+
+    `only`: the name of a job, or else what the names of jobs begin with.
+    """
+    every, done, left = list(queue), {row["job"] for row in read(rows)}, []
+    chosen = [job for job in every if job.name == only] or [job for job in every if job.name.startswith(only)]
+    for job in chosen:
+        if job.name in done:
             continue
         if deadline - time.monotonic() < job.least:
             left.append(job.name)
@@ -208,8 +234,9 @@ def work_through(queue: Iterator[Job], deadline: float, only: str, rows: Path) -
 
 def _step(pair: str, batch: int, variant: str, budget: Budget) -> Callable[[float], list[dict[str, Any]]]:
     def work(deadline: float) -> list[dict[str, Any]]:
-        rows = step.measure(pair, batch, [variant], budget.step_rounds)
-        rows[-1] |= _share(pair, batch, variant, rows[-1]["seconds"])
+        size = budget.batch_size or batch
+        rows = step.measure(pair, size, [variant], budget.step_rounds)
+        rows[-1] |= _share(pair, size, variant, rows[-1]["seconds"])
         print(step.table(rows), flush=True)
         return rows
 
@@ -233,7 +260,7 @@ def _share(pair: str, batch: int, variant: str, seconds: float) -> dict[str, flo
 
 def _teach(name: str, suite: Suite, budget: Budget) -> Callable[[float], list[dict[str, Any]]]:
     def work(deadline: float) -> list[dict[str, Any]]:
-        settings = config(name, suite, "ddad", 0, {"precision": budget.precision})
+        settings = config(name, suite, suite.methods[0], 0, budget.over())
         last = None
         for last in distill.teach(settings, WORK / f"{name}-teach", _until(deadline)):
             if last.stopped:
@@ -245,22 +272,23 @@ def _teach(name: str, suite: Suite, budget: Budget) -> Callable[[float], list[di
 
 def _run(name: str, suite: Suite, method: str, seed: int, budget: Budget) -> Callable[[float], list[dict[str, Any]]]:
     def work(deadline: float) -> list[dict[str, Any]]:
-        same = {"precision": budget.precision}
+        same = budget.over()
         plain = config(name, suite, method, 0, same)
         if not Path(str(plain.teacher.checkpoint)).exists() and not _teach(name, suite, budget)(deadline):
             return []
         class_names(plain)  # missing test images are told before anything is measured
         note = WORK / f"{name}-{method}-rate.json"
         if not note.exists():
-            speeds = json.dumps(pace.speeds(plain, budget.rate_rounds))
+            measured = json.dumps([pace.preparation(plain), pace.speeds(plain, budget.rate_rounds)])
             note.parent.mkdir(parents=True, exist_ok=True)
-            note.write_text(speeds)
-        count = pace.rounds_in(plain, json.loads(note.read_text()), budget.seconds)
+            note.write_text(measured)
+        prepared, speeds = json.loads(note.read_text())
+        count = pace.rounds_in(plain, speeds, budget.seconds - prepared)
         over = {
-            **same, "rounds": count, "log_every": max(1, count // 50), "evaluate_every": max(1, count // EVALUATIONS),
+            "rounds": count, "log_every": max(1, count // 50), "evaluate_every": max(1, count // EVALUATIONS),
             "checkpoint": {"every": max(1, count // 4), "keep": 1},
         }  # fmt: skip
-        settings, folder = config(name, suite, method, seed, over), WORK / f"{name}-{method}-{seed}"
+        settings, folder = config(name, suite, method, seed, merge(same, over)), WORK / f"{name}-{method}-{seed}"
         last = None
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
@@ -304,21 +332,24 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=8.5, help="after which nothing is begun and a run is stopped")
-    parser.add_argument("--only", default="", metavar="NAME", help="jobs whose name begins with this")
+    parser.add_argument("--only", default="", metavar="NAME", help="a job, or those whose names begin with this")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--seconds", type=float, default=Budget.seconds, help="of rounds, for every method")
+    parser.add_argument("--rows", type=Path, default=ROWS, help="the file that rows are added to")
+    parser.add_argument("--rehearse", action="store_true", help="everything small, also without a GPU")
     parser.add_argument("--list", action="store_true", help="print the jobs and the tables, and do nothing")
     given = parser.parse_args()
-    queue = jobs(SUITES, STEPS, Budget(seconds=given.seconds), given.seeds)
+    budget = REHEARSAL if given.rehearse else Budget(seconds=given.seconds)
+    queue = jobs(SUITES, STEPS, budget, given.seeds)
     if given.list:
-        done = {row["job"] for row in read(ROWS)}
+        done = {row["job"] for row in read(given.rows)}
         print("\n".join(f"{'done' if job.name in done else '    '} {job.name}" for job in queue))
-    elif not torch.cuda.is_available():
+    elif not (given.rehearse or torch.cuda.is_available()):
         sys.exit("benchmarks.gpu: this machine has no GPU")
     else:
-        left = work_through(queue, time.monotonic() + 60 * given.minutes, given.only, ROWS)
+        left = work_through(queue, time.monotonic() + 60 * given.minutes, given.only, given.rows)
         print(f"left: {', '.join(left) or 'nothing'}")
-    print(report(ROWS))
+    print(report(given.rows))
 
 
 if __name__ == "__main__":

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu, step
+from benchmarks import gpu, gpu_calls, step
 from benchmarks.gpu import SUITES, Budget, Suite
-from benchmarks.methods import DATA_FREE, read
+from benchmarks.methods import read
 from harness.commands.profile import measure, timing
-from harness.config import build, to_dict
+from harness.config import PRUNED, build, to_dict
 from harness.config.parse import merge
 from harness.errors import UserError
 from harness.networks import roles
@@ -58,13 +58,14 @@ def test_every_job_of_a_suite_has_a_configuration(name: str, monkeypatch: pytest
             gpu.config(name, suite, "ddad", 0, {})
         (tmp_path / "weights" / suite.weights).parent.mkdir(parents=True)
         (tmp_path / "weights" / suite.weights).touch()
-    for method in [*DATA_FREE, "kd"]:
+    for method in suite.methods:
         config = gpu.config(name, suite, method, 1, {"precision": "bf16"})
         assert (config.method, config.seed, config.tracking.uri) == (method.partition(":")[0], 1, "none")
     untrained = build(merge(to_dict(config), {"teacher": {"checkpoint": "untrained"}}))
     with torch.device("meta"):
-        for make in (roles.teacher, roles.student, roles.generator):
-            make(untrained)
+        roles.teacher(untrained), roles.generator(untrained)
+        if untrained.student.network != PRUNED:  # by the importance of weights, of which there are none here
+            roles.student(untrained)
 
 
 def measure_little(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,12 +82,12 @@ def test_slices_are_rehearsed_interrupted_and_resumed(
     measure_little(monkeypatch)
     monkeypatch.setattr(gpu, "WORKERS", 0)
     monkeypatch.setattr(gpu, "EVALUATIONS", 2)
-    monkeypatch.setattr(gpu, "DATA_FREE", ["ddad", "dafl"])
     monkeypatch.setitem(step.PAIRS, "tiny", merge(step.PAIRS["digits"], SMALL))
     monkeypatch.setenv("OUT", str(tmp_path))
     budget = Budget(seconds=0.2, rate_rounds=1, step_rounds=1, variants=("eager",), precision="fp32")
     rows = tmp_path / "rows" / "gpu.jsonl"
-    suites = {"tiny": Suite("digits", SMALL), "absent": Suite("digits", {}, "no/such/file.th")}
+    chosen = ("ddad", "dafl", "kd")
+    suites = {"tiny": Suite("digits", SMALL, None, chosen), "absent": Suite("digits", {}, "no/such/file.th", chosen)}
 
     def slice_of(seconds: float) -> list[str]:
         queue = gpu.jobs(suites, {"tiny": 8}, budget, [0])
@@ -152,3 +153,27 @@ def test_tf32_is_switched_for_its_own_loop_alone() -> None:
     assert torch.backends.cuda.matmul.fp32_precision == torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
     step.multiply(before)
     assert step.products() == before == [False, True], "torch's own choice: convolutions alone"
+
+
+@pytest.mark.parametrize("call", gpu_calls.CALLS)
+def test_the_jobs_of_a_call_exist_and_fit_into_its_time(call: str) -> None:
+    parts = gpu_calls.CALLS[call]
+    for part in parts:
+        by_name = {job.name: job for job in gpu.jobs(SUITES, gpu.STEPS, Budget(seconds=part.seconds), [0])}
+        for name in part.jobs:
+            assert by_name[name].least < 60 * part.minutes
+    assert sum(60 * part.minutes + gpu_calls.GRACE for part in parts) <= 60 * 9.5
+
+
+def test_a_part_runs_its_jobs_at_once_and_joins_their_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs whose files are missing leave no row, and do not end the call."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("DDAD_DATA", str(tmp_path))
+    monkeypatch.setenv("OUT", str(tmp_path))
+    monkeypatch.setattr(gpu, "WORK", tmp_path / "work")
+    monkeypatch.setattr(gpu, "ROWS", tmp_path / "results" / "rows.jsonl")
+    part = gpu_calls.Part(("step/digits/eager", "cifar10-half/dfad/0"), 5.0)
+    gpu_calls.play(part, time.monotonic() + 300, rehearse=True)
+    assert [row["job"] for row in read(gpu.ROWS)][-1] == "step/digits/eager"
+    assert {row["job"] for row in read(gpu.ROWS)} == {"step/digits/eager"}
+    assert "step/digits/eager" in (tmp_path / "rows.jsonl").read_text()
