@@ -46,7 +46,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import pace, step
 from benchmarks.comparison import table
 from benchmarks.methods import DATA_FREE, RESULTS, add, machine, read
-from harness import resolve
+from harness import resolve, task
 from harness.commands.profile import measure, timing
 from harness.config import Config, build
 from harness.config.parse import Overlay, merge
@@ -297,7 +297,7 @@ def _run(name: str, suite: Suite, method: str, seed: int, budget: Budget) -> Cal
                 return []
         assert last and last.result
         result = last.result
-        score = next(value for key, value in result["student"].items() if key not in ("network", "parameters", "sizes"))
+        score = result["student"][task.load(settings.task).primary_metric]
         curve = [[row["seconds"], row["evaluation/agreement"]] for row in metrics.read(folder / "metrics.jsonl")
                  if "evaluation/agreement" in row]  # fmt: skip
         return [{

@@ -32,7 +32,7 @@ import yaml
 
 from benchmarks import pace, samples
 from benchmarks.comparison import draw, table
-from harness import methods, resolve
+from harness import methods, resolve, task
 from harness.config import Config, identity
 from harness.config.parse import merge
 from harness.errors import UserError
@@ -139,14 +139,14 @@ def execute(run: Run, rounds: int, evaluate_every: int) -> dict[str, Any]:
     result = folder.result(output)
     if process.returncode or result is None:
         raise UserError(f"ddad distill {recipe} {' '.join(words)} ended with exit code {process.returncode}")
-    score = next(value for key, value in result["student"].items() if key not in ("network", "parameters"))
+    metric = task.load(config.task).primary_metric
     key = "evaluation/agreement"
     curve = [[row["round"], row[key]] for row in metrics.read(output / "metrics.jsonl") if key in row]
     return {
         "suite": run.suite, "method": config.method, "variant": config.variant, "seed": run.seed,
         "words": list(run.words), "tuned": run.tuned, "trials": run.trials(), "rounds": rounds,
-        "student_updates": result["student_updates"], "score": score, "agreement": result["agreement"],
-        "teacher": result["teacher"], "wall_seconds": result["wall_seconds"],
+        "student_updates": result["student_updates"], "metric": metric, "score": result["student"][metric],
+        "agreement": result["agreement"], "teacher": result["teacher"], "wall_seconds": result["wall_seconds"],
         "memory": None if finished else round(usage.ru_maxrss / 1024, 1),
         "rounds_per_second": result["rounds_per_second"], "curve": curve, "identity": identity(config), **machine(),
     }  # fmt: skip

@@ -117,7 +117,7 @@ def table() -> str:
         for (budget, name), rows in sorted(groups.items(), key=lambda item: (item[0][0], -_mean(item[1], "score"))):
             seeds = " ".join(str(row["seed"]) for row in sorted(rows, key=lambda row: row["seed"]))
             scores = [spread([row[key] for row in rows]) for key in ("score", "agreement")]
-            teacher = f"{100 * next(iter(rows[0]['teacher'].values())):.2f}"
+            teacher = f"{100 * rows[0]['teacher'][rows[0]['metric']]:.2f}"
             counts = [f"{_mean(rows, key):.0f}" for key in ("rounds", "student_updates")]
             lines.append([pair, name, seeds, teacher, *scores, budget.removeprefix("seconds="), *counts])
     return "\n".join([INTRODUCTION, *pipe_table(HEADER, lines, num_text=3), ""])

@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
+from benchmarks import methods
 from harness import task
 from harness.networks import build, cutting, layers
 from harness.run import folder
@@ -36,6 +37,14 @@ def digits_teacher() -> nn.Module:
     module = build.network(task.load("classification"), "cnn32", 10, 1)
     module.load_state_dict(teacher_weights())
     return module.eval()
+
+
+def test_a_comparisons_score_is_the_students_accuracy(workplace: Path) -> None:
+    """Whatever else result.json says of the student, such as the share of its weights that it inherited."""
+    words = (*HALF, "teacher.checkpoint=untrained", "batch_size=16", "student_steps=1")
+    row = methods.execute(methods.Run("digits", "ddad", 0, words), 1, 1)
+    found = json.loads(next(workplace.glob("runs/methods/*/result.json")).read_text())
+    assert row["score"] == found["student"]["accuracy"] < found["student"]["inherited"] == 1.0
 
 
 @pytest.fixture(scope="module")
