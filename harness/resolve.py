@@ -14,7 +14,7 @@ from typing import Any, cast
 from harness import config as config_module
 from harness import methods, task
 from harness.config import FROM_TEACHER, PRUNED, UNTRAINED, Config
-from harness.config.parse import Overlay, merge, paths
+from harness.config.parse import ALL_PATHS, Overlay, merge, paths
 from harness.errors import UserError, nearest
 
 
@@ -99,7 +99,7 @@ def read_overrides(words: Sequence[str]) -> dict[str, Any]:
 
     for word in words:
         if "=" not in word or word.startswith(("=", "-")):
-            known = nearest(word, paths(Config)) if not word.startswith("-") else ""
+            known = nearest(word, paths(Config), ALL_PATHS) if not word.startswith("-") else ""
             raise UserError(f"{word!r}: expected path=value{known}")
     overlay: dict[str, Any] = {}
     for word in words:

@@ -153,7 +153,7 @@ def test_a_finished_run_is_evaluated_with_its_modules(run: Path) -> None:
 def test_a_module_of_other_code_is_refused_at_evaluation(run: Path) -> None:
     with pytest.raises(UserError, match="the student that was given has other logits"):
         load_student(run, a_net(4, 1, nn.Tanh))
-    with pytest.raises(UserError, match="does not fit the student that was given: conv.weight is"):
+    with pytest.raises(UserError, match=r"does not fit the student that was given: conv\.weight is"):
         load_student(run, a_net(5))
 
 
