@@ -36,7 +36,10 @@ def set_verbosity(verbose: bool, quiet: bool) -> None:
         raise UserError("-v and -q: give one of them")
     LOG.setLevel(logging.DEBUG if verbose else logging.ERROR if quiet else logging.INFO)
     if verbose:
-        logging.basicConfig(level=logging.DEBUG, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
+        logging.getLogger().addHandler(handler)
+        logging.getLogger().setLevel(logging.DEBUG)
         for name in NOISY:
             logging.getLogger(name).setLevel(logging.INFO)
         LOG.debug("ddad %s", " ".join(sys.argv[1:]))
