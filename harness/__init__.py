@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from harness.commands.evaluate import of_run as evaluate
+    from harness.commands.generate import generate
     from harness.config import Config
     from harness.errors import UserError
     from harness.run.student import load_student
     from harness.training.distill import Report, distill, rounds
 
-__all__ = ["Config", "Report", "UserError", "distill", "evaluate", "load_student", "rounds"]
+__all__ = ["Config", "Report", "UserError", "distill", "evaluate", "generate", "load_student", "rounds"]
 
 _WHERE = {
     "Config": "harness.config:Config",
@@ -23,6 +24,7 @@ _WHERE = {
     "UserError": "harness.errors:UserError",
     "distill": "harness.training.distill:distill",
     "evaluate": "harness.commands.evaluate:of_run",
+    "generate": "harness.commands.generate:generate",
     "load_student": "harness.run.student:load_student",
     "rounds": "harness.training.distill:rounds",
 }
