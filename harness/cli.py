@@ -9,25 +9,53 @@ from typing import Annotated, NoReturn
 import typer
 
 from harness.commands.arguments import (
+    DISTILL_EXAMPLES,
     AsJson,
     ConfigFile,
     Output,
     Run,
     Words,
     data_fields,
-    read,
     resolved,
+    show_version,
     to_colour,
     to_numbers,
     to_size,
 )
-from harness.commands.session import Signals, conclude, follow, run_command, say, show, tell
+from harness.commands.session import (
+    Signals,
+    conclude,
+    follow,
+    run_command,
+    say,
+    set_verbosity,
+    show,
+    tell,
+    verbosity,
+)
+from harness.commands.sweep import sweep
 from harness.errors import UserError
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
-@app.command()
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="The log of ddad and its libraries, on standard error.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Errors and the result alone.")]
+
+
+@app.callback()
+def ddad(
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=show_version, help="Versions of ddad and torch.")
+    ] = False,
+) -> None:
+    """Data-free distillation: a trained network in, a small one out, without the data it was trained on."""
+    set_verbosity(verbose, quiet)
+
+
+@app.command(epilog=DISTILL_EXAMPLES)
 def distill(
     words: Words = None,
     config: ConfigFile = None,
@@ -60,7 +88,7 @@ def launch(
     from harness.distributed import launcher
 
     launcher.prepare(nproc, restarts)
-    arguments = list(words or [])
+    arguments = [*verbosity(), "distill", *(words or [])]
     if resolved(words, config).distributed.world_size is None:
         arguments.append(f"distributed.world_size={nproc}")
     for option, path in (("--config", config), ("--output", output)):
@@ -162,6 +190,25 @@ def export(
 
 
 @app.command()
+def generate(
+    run: Run,
+    count: Annotated[int, typer.Option(help="How many images.")],
+    output: Annotated[Path, typer.Option(help="A new folder for them.")],
+    kind: Annotated[
+        str, typer.Option("--format", help="images: PNG files as a data set; or npz, safetensors: arrays with logits.")
+    ] = "images",
+    seed: Annotated[int | None, typer.Option(help="Another seed gives other images; default the run's.")] = None,
+    reveal: Annotated[bool, typer.Option("--reveal", help="Also where the run has pictures=false.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write images of a run's generator, with the teacher's answers."""
+    from harness.commands.generate import generate as write
+
+    found = write(run, count, output, kind, seed, reveal)
+    show(found, as_json, lambda _: [f"{count} images in {output}"])
+
+
+@app.command()
 def compare(
     sources: Annotated[list[str], typer.Argument(help="Run folders, sweep folders, or mlflow:EXPERIMENT.")],
     uri: Annotated[str, typer.Option(help="The MLflow tracking URI.")] = "sqlite:///mlflow.db",
@@ -190,53 +237,7 @@ def compare(
         print(form(found))
 
 
-@app.command()
-def sweep(
-    words: Words = None,
-    config: ConfigFile = None,
-    space: Annotated[
-        str, typer.Option(help="loss_weights, turns, everything, or a YAML file of distributions.")
-    ] = "loss_weights",
-    trials: Annotated[int | None, typer.Option(help="Trials; default 16, or all points of a grid.")] = None,
-    output: Annotated[Path | None, typer.Option(help="The sweep's folder; default sweeps/<recipe>-<hash>.")] = None,
-    objective: Annotated[
-        str, typer.Option(help="agreement (data-free), or the task's metric on real data, an oracle: accuracy or miou.")
-    ] = "agreement",
-    searcher: Annotated[str | None, typer.Option(help="optuna (default), random or grid.")] = None,
-    scheduler: Annotated[str, typer.Option(help="asha, none, or pbt over weights.")] = "asha",
-    total_rounds: Annotated[int | None, typer.Option(help="Rounds of all trials together, then no more.")] = None,
-    minutes: Annotated[float | None, typer.Option(help="Minutes of this invocation, then no more.")] = None,
-    cpus: Annotated[float, typer.Option(help="CPUs of each process of a trial; may be a fraction.")] = 1.0,
-    gpus: Annotated[float, typer.Option(help="GPUs of each process of a trial; may be a fraction.")] = 0.0,
-    parallel: Annotated[int | None, typer.Option(help="Trials at a time; default as many as fit.")] = None,
-    address: Annotated[str | None, typer.Option(help="A Ray cluster that runs; default one of this machine's.")] = None,
-    probe: Annotated[
-        Path | None, typer.Option(help="Another sweep's folder, whose probe judges here too; default its own.")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue a sweep that was ended; finished stays.")] = False,
-    retrain: Annotated[
-        str | None, typer.Option(help="Seeds, such as 0-4 or 0,7: repeat the best and the defaults over them.")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Search a recipe's settings with Ray Tune, without data; ends with the best configuration in best.yaml."""
-    import importlib
-
-    recipe, file, overrides = read(words, config)
-    plans = importlib.import_module("tune.plan")  # harness does not import what builds on it
-    plan = plans.make(
-        (recipe, file, overrides), output, space=space, trials=trials, objective=objective, searcher=searcher,
-        scheduler=scheduler, total_rounds=total_rounds, minutes=minutes, cpus=cpus, gpus=gpus, parallel=parallel,
-        address=address, probe=probe,
-    )  # fmt: skip
-    seeds = plans.seeds(retrain)
-    plans.check(plan)
-    try:
-        found = importlib.import_module("tune.sweep").sweep(plan, resume, seeds, say)
-    except KeyboardInterrupt:
-        say(f"stopped: the same command with --resume goes on in {plan.folder}")
-        raise typer.Exit(130) from None
-    show(found, as_json, lambda _: [(plan.folder / "report.md").read_text(), f"best: {plan.folder / 'best.yaml'}"])
+app.command()(sweep)
 
 
 @app.command()
@@ -258,13 +259,13 @@ def profile(
 
 
 @app.command()
-def recipes() -> None:
-    """List the recipes."""
-    from harness import task
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="A recipe, to see what it sets; default the list of all.")] = None,
+) -> None:
+    """List the recipes, or print what one sets, as a file for --config."""
+    from harness.commands.recipes import listing, page
 
-    for name in task.names():
-        for recipe, function in task.load(name).recipes().items():
-            print(f"{recipe:32}{(function.__doc__ or '').strip().splitlines()[0]}")
+    print(page(name) if name else listing())
 
 
 @app.command()
@@ -289,4 +290,4 @@ def ui(
 
 def main() -> NoReturn:
     """Runs the command; a mistake is one line on standard error and exit code 2, never a traceback."""
-    run_command(lambda: app(sys.argv[1:] or ["--help"], standalone_mode=False))
+    run_command(lambda: app(sys.argv[1:] or ["--help"], prog_name="ddad", standalone_mode=False))

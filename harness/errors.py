@@ -24,13 +24,17 @@ class Lost(RuntimeError):
     exit_code = 4
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """A hint that names the closest known words: `; did you mean 'a' or 'b'?`, else the whole list."""
+def nearest(word: str, known: Iterable[str], otherwise: str | None = None) -> str:
+    """A hint that names the closest known words: `; did you mean 'a' or 'b'?`, else `otherwise`, else the whole list.
+
+    Dotted paths that end in the word are closest.
+    """
     words = sorted(known)
-    close = difflib.get_close_matches(word, words, n=3, cutoff=0.5)
+    close = [path for path in words if path.endswith(f".{word}")][:3]
+    close = close or difflib.get_close_matches(word, words, n=3, cutoff=0.5)
     if close:
         return "; did you mean " + " or ".join(repr(c) for c in close) + "?"
-    return "; known: " + ", ".join(words)
+    return f"; {otherwise}" if otherwise else "; known: " + ", ".join(words)
 
 
 def one_line(message: object) -> str:

@@ -7,22 +7,30 @@ A file that carries `schema` is a resolved configuration: complete, so that neit
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from harness import config as config_module
 from harness import methods, task
 from harness.config import FROM_TEACHER, PRUNED, UNTRAINED, Config
-from harness.config.parse import Overlay, merge, paths
+from harness.config.parse import ALL_PATHS, Overlay, merge, paths
 from harness.errors import UserError, nearest
 
 
-def resolve(recipe: str | None = None, file: Overlay | None = None, overrides: Overlay | None = None) -> Config:
-    """The complete configuration of a run; UserError for whatever does not fit."""
+def resolve(
+    recipe: str | None = None,
+    file: Overlay | None = None,
+    overrides: Overlay | None = None,
+    given: Collection[str] = (),
+) -> Config:
+    """The complete configuration of a run; UserError for whatever does not fit.
+
+    `given`: the roles ("teacher", "student") whose modules are in memory; these need no network's name and no file.
+    """
     file, overrides = file or {}, overrides or {}
     if "schema" in file:
-        return _finish(_replay(recipe, file, overrides))
+        return _finish(_replay(recipe, file, overrides), given)
     name = recipe or file.get("recipe")
     if not name:
         raise UserError("no recipe was named: give one (`ddad recipes` lists them) or --config with a resolved file")
@@ -31,7 +39,7 @@ def resolve(recipe: str | None = None, file: Overlay | None = None, overrides: O
     chosen = merge(merge(base, file), overrides)
     method, variant = chosen.get("method", "ddad"), chosen.get("variant", "paper")
     _, values = methods.find(str(method), str(variant))
-    return _finish(merge(merge(merge(base, values), file), overrides))
+    return _finish(merge(merge(merge(base, values), file), overrides), given)
 
 
 def _replay(recipe: str | None, file: Overlay, overrides: Overlay) -> Overlay:
@@ -47,13 +55,14 @@ def _replay(recipe: str | None, file: Overlay, overrides: Overlay) -> Overlay:
     return merge(file, overrides)
 
 
-def _finish(overlay: Overlay) -> Config:
+def _finish(overlay: Overlay, given: Collection[str]) -> Config:
     """Builds the Config and fills what follows from other fields."""
     config = config_module.build(overlay)
     task.load(config.task)
     methods.find(config.method, config.variant)
     for role in ("teacher", "student"):
-        if not getattr(config, role).network and (role, config.method) != ("teacher", "supervised"):
+        absent = not getattr(config, role).network and role not in given
+        if absent and (role, config.method) != ("teacher", "supervised"):
             raise UserError(f"{role}.network is not set: name a network, or path/to/file.py:function")
     taught = methods.find(config.method, config.variant)[0].has_teacher
     if not taught and (config.student.network == PRUNED or config.student.start == FROM_TEACHER):
@@ -62,7 +71,7 @@ def _finish(overlay: Overlay) -> Config:
     fill: dict[str, Any] = {}
     if config.student_discrepancy is None:
         fill["student_discrepancy"] = config.discrepancy
-    if config.teacher.checkpoint is None:
+    if config.teacher.checkpoint is None and "teacher" not in given:
         if config.data.name == "none":
             raise UserError(
                 "teacher.checkpoint is not set: give the file of the teacher's weights, "
@@ -90,7 +99,7 @@ def read_overrides(words: Sequence[str]) -> dict[str, Any]:
 
     for word in words:
         if "=" not in word or word.startswith(("=", "-")):
-            known = nearest(word, paths(Config)) if not word.startswith("-") else ""
+            known = nearest(word, paths(Config), ALL_PATHS) if not word.startswith("-") else ""
             raise UserError(f"{word!r}: expected path=value{known}")
     overlay: dict[str, Any] = {}
     for word in words:

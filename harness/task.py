@@ -13,6 +13,8 @@ from harness.config.parse import Overlay
 from harness.errors import UserError, nearest
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from PIL.Image import Image
     from torch import Tensor, nn
 
@@ -84,6 +86,12 @@ class Task(Protocol):
         self, images: Tensor, teacher: Tensor, student: Tensor | None, names: Sequence[str], truth: Tensor | None = None
     ) -> Image:
         """RGB images [B, 3, H, W] in 0..1 beside what the networks' logits say of them, and the labels `truth`."""
+
+    def write(self, folder: Path, start: int, images: Tensor, labels: Tensor, names: Sequence[str]) -> str:
+        """Images [B, 1 or 3, H, W] in bytes with labels, as PNG files numbered from `start`.
+
+        Returns the `data.name` that reads them, with `data.root` set to the folder.
+        """
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,8 +13,46 @@ from harness.errors import UserError
 if TYPE_CHECKING:
     from harness.config import Config
 
+DISTILL_EXAMPLES = """\b
+Examples:
+  ddad distill digits
+  ddad distill classification teacher.network=resnet34 teacher.checkpoint=my.pth classes=17 input.size=64 \\
+      student.network=pruned student.arguments.macs=0.5 variant=warm
+  ddad distill cifar10-resnet34-resnet18 seed=1 --output runs/seed-1 --dry-run
+"""
+"""The end of `ddad distill --help`."""
+
+
+def _refuse_options(context: typer.Context, words: list[str] | None) -> list[str] | None:
+    """The words; UserError for `output=DIR` where the command has an option --output."""
+    options = {option for parameter in context.command.params for option in parameter.opts}
+    for word in words or []:
+        name, equals, value = word.partition("=")
+        option = f"--{name.replace('_', '-')}"
+        if equals and option in options:
+            raise UserError(f"{word!r}: {name} is an option, not a path: {option} {value}".rstrip())
+    return words
+
+
+def show_version(asked: bool) -> None:
+    """Prints the versions and ends the command."""
+    if asked:
+        print(", ".join(f"{name} {_version(name)}" for name in ("ddad", "torch")))
+        raise typer.Exit
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
 Words = Annotated[
-    list[str] | None, typer.Argument(help="A recipe (`ddad recipes` lists them), then any number of path=value.")
+    list[str] | None,
+    typer.Argument(
+        help="A recipe (`ddad recipes` lists them), then any number of path=value.", callback=_refuse_options
+    ),
 ]
 
 ConfigFile = Annotated[

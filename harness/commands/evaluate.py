@@ -2,51 +2,52 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from harness import config, files
+from harness import config
 from harness import task as tasks
-from harness.config import FRESH, UNTRAINED, Config, Distributed
+from harness.commands import recorded
+from harness.config import UNTRAINED, Config
 from harness.config.parse import Overlay, merge, nest
 from harness.distributed.runtime import Runtime
 from harness.errors import UserError, nearest
-from harness.methods import find
-from harness.networks import build, checkpoints, own_file, roles, weights
-from harness.run import folder
+from harness.networks import build, roles, weights
 from harness.run.student import load_student
-from harness.training import checkpoint, evaluate
-from harness.training.machine import Machine
+from harness.training import evaluate
+from harness.training.machine import Networks
 
 
 def of_run(
-    run: Path, warn: Callable[[str], None], given: Mapping[str, Any], over: Overlay | None = None
+    run: str | Path,
+    warn: Callable[[str], None] = lambda line: None,
+    given: Mapping[str, Any] = {},
+    over: Overlay | None = None,
+    *,
+    teacher: nn.Module | None = None,
+    student: nn.Module | None = None,
 ) -> dict[str, Any]:
     """Scores of a finished run: {"run", "student", "teacher", "agreement", "agreement_on", "missing"}.
 
     `given` sets paths of its configuration, so that it can be scored on other data; None leaves what it had. So does
-    `over`, an overlay, in which None is null.
+    `over`, an overlay, in which None is null. `teacher` and `student`: the modules that the run was given from Python.
     A teacher's file that has moved or changed is named in "missing" and through `warn`; the student is still scored.
     """
-    recorded, records = folder.read_config(run)
-    recorded = dataclasses.replace(recorded, distributed=Distributed())  # scored here, on one process
-    settings = _with_recorded_paths(
-        config.build(merge(config.to_dict(recorded), merge(nest(given), over or {}))), records
-    )
-    student, _ = load_student(run)
-    needed = {role: record for role, record in records.items() if role != "student.start"}
-    missing = [problem for role, record in needed.items() if (problem := _file_problem(role, record))]
-    for problem in missing:
+    run = Path(run)
+    last = recorded.read(run, merge(nest(given), over or {}), {"teacher": teacher, "student": student})
+    settings = last.config
+    found, _ = load_student(run, last.given.student_source(settings))
+    for problem in last.missing:
         warn(f"{problem}: only the student is scored")
     runtime = Runtime(settings)
-    has_teacher = find(settings.method, settings.variant)[0].has_teacher and not missing
-    teacher = runtime.prepare_frozen(roles.teacher(settings, warn)) if has_teacher else None
-    generate = _generate(run, settings, runtime) if teacher and settings.data.name == "none" else None
-    scores = evaluate.measure(settings, teacher, runtime.prepare_frozen(student), generate, runtime)
+    judge = runtime.prepare_frozen(last.teacher(warn)) if last.has_teacher else None
+    generate = None
+    if judge and settings.data.name == "none":
+        generate = _generate(last.networks(runtime, "name test images with --data"))
+    scores = evaluate.measure(settings, judge, runtime.prepare_frozen(found), generate, runtime)
     return {
         "run": str(run),
         "data": settings.data.name,
@@ -55,7 +56,7 @@ def of_run(
         "agreement": scores.agreement,
         "agreement_on": scores.agreement_on,
         **({"sizes": scores.sizes} if scores.sizes else {}),
-        "missing": missing,
+        "missing": last.missing,
     }
 
 
@@ -97,14 +98,9 @@ def table(found: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _generate(run: Path, settings: Config, runtime: Runtime) -> Callable[[int, int], Tensor]:
-    """The images of the run's last generator: generate(batch size, index of the batch)."""
-    turns = find(settings.method, settings.variant)[0].turns(settings)
-    machine = Machine(settings, runtime, turns, roles.teacher(settings), folder.structure(run))
-    if checkpoint.restore(run / "checkpoints", machine.players, take=machine.sources.take) is None:
-        raise UserError(f"{run / 'checkpoints'} is empty, it held the generator: name test images with --data")
-    last = machine.networks()
-    return lambda count, index: last.generate(count, "evaluation", index)
+def _generate(networks: Networks) -> Callable[[int, int], Tensor]:
+    """The images on which agreement is measured: generate(batch size, index of the batch)."""
+    return lambda count, index: networks.generate(count, "evaluation", index)
 
 
 def _settings(name: str, data: str, given: Overlay) -> Config:
@@ -117,28 +113,3 @@ def _settings(name: str, data: str, given: Overlay) -> Config:
     if "classes" not in overlay:
         raise UserError(f"--data {data} does not say how many classes it has: give --classes and --size")
     return config.build(merge(overlay, {"teacher": {"network": name, "checkpoint": UNTRAINED}}))
-
-
-def _with_recorded_paths(settings: Config, records: Mapping[str, Mapping[str, Any]]) -> Config:
-    """The settings with absolute paths: those in config.yaml are relative to the folder where the run was started."""
-    names = {
-        role: own_file.located(getattr(settings, role).network, records.get(f"{role}.network"))
-        for role in ("teacher", "student")
-    }
-    checkpoint_file = records.get("teacher.checkpoint", {}).get("path", settings.teacher.checkpoint)
-    teacher = dataclasses.replace(settings.teacher, network=names["teacher"], checkpoint=checkpoint_file)
-    # The weights are the run's: those that it started from are of no concern any more.
-    student = dataclasses.replace(settings.student, network=names["student"], start=FRESH, blocks=None)
-    return dataclasses.replace(settings, teacher=teacher, student=student)
-
-
-def _file_problem(role: str, record: Mapping[str, Any]) -> str | None:
-    """What is wrong with a file on which a run depends, or None."""
-    path = Path(record["path"])
-    if not path.exists():
-        return f"{role} {path} is not there any more"
-    try:
-        same = files.sha256(*checkpoints.parts(path)) == record["sha256"]
-    except UserError as error:  # a shard is gone
-        return f"{role}: {error}"
-    return None if same else f"{role} {path} is not the file the run began with"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -19,8 +20,34 @@ from harness.errors import Diverged, Lost, UserError
 if TYPE_CHECKING:
     from harness.training.distill import Report
 
+LOG = logging.getLogger("ddad")
+"""Its level is that of the command: DEBUG with -v, ERROR with -q."""
+
+NOISY = ("matplotlib", "PIL", "fsspec", "git")
+"""Libraries that log every file and font."""
+
 SECONDS_TO_REPORT = 60.0
 """Seconds that rank 0 has to report an error before another rank does, one after the other."""
+
+
+def set_verbosity(verbose: bool, quiet: bool) -> None:
+    """What the command says beside its result; UserError for both at once."""
+    if verbose and quiet:
+        raise UserError("-v and -q: give one of them")
+    LOG.setLevel(logging.DEBUG if verbose else logging.ERROR if quiet else logging.INFO)
+    if verbose:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
+        logging.getLogger().addHandler(handler)
+        logging.getLogger().setLevel(logging.DEBUG)
+        for name in NOISY:
+            logging.getLogger(name).setLevel(logging.INFO)
+        LOG.debug("ddad %s", " ".join(sys.argv[1:]))
+
+
+def verbosity() -> list[str]:
+    """The options that give another process this one's."""
+    return {logging.DEBUG: ["-v"], logging.ERROR: ["-q"]}.get(LOG.level, [])
 
 
 class Signals:
@@ -52,7 +79,7 @@ def follow(reports: Iterable[Report]) -> Report | None:
     from harness.commands.progress import follow as shown
     from harness.distributed.runtime import leave
 
-    last = shown(reports) if rank() == 0 else next(iter(deque(reports, maxlen=1)), None)
+    last = shown(reports) if rank() == 0 and LOG.level != logging.ERROR else next(iter(deque(reports, maxlen=1)), None)
     leave()
     return last
 
@@ -80,8 +107,8 @@ def conclude(report: Report | None) -> None:
 
 
 def say(line: str) -> None:
-    """Prints a line about the command on standard error."""
-    if rank() == 0:
+    """Prints a line about the command on standard error, unless it is quiet."""
+    if rank() == 0 and LOG.level != logging.ERROR:
         print(line, file=sys.stderr, flush=True)
 
 
@@ -134,6 +161,7 @@ def run_command(command: Callable[[], int | None]) -> NoReturn:
         _check_packages()
         code = command()
     except (UserError, Diverged) as error:
+        LOG.debug("refused", exc_info=error)
         report_error(str(error))
         code = error.exit_code
     except Lost as error:

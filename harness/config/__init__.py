@@ -13,13 +13,23 @@ from harness.config.convert import (
 )
 from harness.config.fields import Config, image_shape, sides
 from harness.config.images import Data, Input, Inversion, Replay, Teach
-from harness.config.networks import FRESH, FROM_TEACHER, PRUNED, UNTRAINED, Generator, Optimizer, Student, Teacher
+from harness.config.networks import (
+    FRESH,
+    FROM_TEACHER,
+    MEMORY,
+    PRUNED,
+    UNTRAINED,
+    Generator,
+    Optimizer,
+    Student,
+    Teacher,
+)
 from harness.config.operation import Checkpoint, Distributed, Speed, Tracking, Zero
 from harness.config.weights import Weight, Weights, ever
 
 __all__ = [
-    "BOOKKEEPING", "FRESH", "FROM_TEACHER", "PRUNED", "UNTRAINED", "Checkpoint", "Config", "Data", "Distributed",
-    "Generator", "Input", "Inversion", "Optimizer", "Replay", "Speed", "Student", "Teach", "Teacher", "Tracking",
-    "Weight", "Weights", "Zero", "bookkeeping", "build", "differences", "ever", "flat", "identity", "image_shape",
-    "is_bookkeeping", "normalised", "sides", "to_dict",
+    "BOOKKEEPING", "FRESH", "FROM_TEACHER", "MEMORY", "PRUNED", "UNTRAINED", "Checkpoint", "Config", "Data",
+    "Distributed", "Generator", "Input", "Inversion", "Optimizer", "Replay", "Speed", "Student", "Teach", "Teacher",
+    "Tracking", "Weight", "Weights", "Zero", "bookkeeping", "build", "differences", "ever", "flat", "identity",
+    "image_shape", "is_bookkeeping", "normalised", "sides", "to_dict",
 ]  # fmt: skip

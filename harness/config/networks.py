@@ -10,6 +10,10 @@ from harness.config.weights import Weight
 UNTRAINED = "untrained"
 """The value of `teacher.checkpoint` for random weights."""
 
+MEMORY = "memory"
+"""The value of `teacher.checkpoint` and `student.start` for the weights of a module that was given from Python; the
+names of such networks are "memory:CLASS"."""
+
 PRUNED = "pruned"
 """The value of `student.network` for a pruned copy of the teacher."""
 
@@ -52,7 +56,8 @@ class Teacher:
     arguments: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the network."""
     checkpoint: str | None = None
-    """File of its weights; null: the file that `ddad teach` writes; "untrained": random weights, marked as such."""
+    """File of its weights; null: the file that `ddad teach` writes; "untrained": random weights, marked as such;
+    "memory": those of a module that was given from Python, of which the run keeps a copy."""
     entry: str | None = None
     """Weights in that file, as a dotted path such as state_dict_ema, "." for its top; null: those that fit."""
     mean: list[float] | None = None
@@ -73,7 +78,8 @@ class Student(Optimizer):
     arguments: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the network; if pruned, the shares that remain: macs, parameters or channels, and blocks."""
     start: str = FRESH
-    """Initial weights: "fresh", those of the "teacher" with the same path and shape, or a file."""
+    """Initial weights: "fresh", those of the "teacher" with the same path and shape, a file, or "memory": those of a
+    module that was given from Python."""
     blocks: list[int] | dict[str, Any] | None = None
     """With start=teacher: blocks of the teacher to copy into a shorter stage, or {stage: blocks}; null: the first."""
     reconstruct: int = 0

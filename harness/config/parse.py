@@ -13,6 +13,9 @@ from harness.errors import UserError, nearest
 Overlay = Mapping[str, Any]
 """A nested dictionary with values for some fields of a dataclass."""
 
+ALL_PATHS = "`ddad distill RECIPE --dry-run` prints all paths"
+"""Where to look for a path that is near to none."""
+
 Built = TypeVar("Built")
 
 
@@ -57,7 +60,7 @@ def _build(kind: type, overlay: object, prefix: str, known: list[str]) -> object
     for key in overlay:
         if key not in hints:
             path = _leaf(f"{prefix}{key}", overlay[key])
-            raise UserError(f"unknown path {path!r}{nearest(path, known)}")
+            raise UserError(f"unknown path {path!r}{nearest(path, known, ALL_PATHS)}")
     values = {}
     for key, value in overlay.items():
         hint, path = hints[key], prefix + key

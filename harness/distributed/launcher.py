@@ -35,7 +35,7 @@ def prepare(num_processes: int, restarts: int) -> None:
 
 
 def launch(num_processes: int, restarts: int, arguments: Sequence[str], say: Callable[[str], None]) -> int:
-    """Runs `ddad distill ARGUMENTS` in `num_processes` processes to its end; returns the exit code for all of them.
+    """Runs `ddad ARGUMENTS` in `num_processes` processes to its end; returns the exit code for all of them.
 
     After a process was lost it starts all of them again, up to `restarts` times, and they go on from the last
     checkpoint. A mistake, a divergence or a request to stop is final.
@@ -44,7 +44,7 @@ def launch(num_processes: int, restarts: int, arguments: Sequence[str], say: Cal
     logging.disable()  # the agent's own messages; those of the processes say more
     with _Relay() as relay, tempfile.TemporaryDirectory(prefix="ddad-launch-") as scratch:
         for left in reversed(range(restarts + 1)):
-            codes = _run(num_processes, ("-m", "harness", "distill", *arguments), scratch)
+            codes = _run(num_processes, ("-m", "harness", *arguments), scratch)
             code = outcome(codes, relay.received)
             if code == Lost.exit_code and Lost.exit_code not in (codes.get(0), codes.get(1)):  # these print the cause
                 say(f"ddad: {_killed_ranks(codes)}; the last checkpoint is kept: the same command goes on from there")

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from harness.config import MEMORY
 from harness.errors import UserError, one_line
 from harness.networks import own_file
 from harness.task import Task
@@ -26,6 +27,11 @@ def network(task: Task, name: str, classes: int, channels: int, arguments: Mappi
     if clash := sorted({"classes", "channels"} & arguments.keys()):
         raise UserError(f"network {name!r}: {clash[0]} is not one of its arguments, it follows from the configuration")
     library, _, rest = name.partition(":")
+    if library == MEMORY:
+        raise UserError(
+            f"network {name!r} was a module in memory, and its name does not rebuild it: give the module again, from "
+            "Python (docs/from-python.md), or begin a run with its code in a file, path/to/file.py:function"
+        )
     try:
         if library in _LIBRARIES:
             module: object = _LIBRARIES[library](rest, classes, channels, arguments)

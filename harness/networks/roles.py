@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from harness import errors
 from harness import task as tasks
 from harness.algorithm import generators
 from harness.algorithm.latents import mix
-from harness.config import PRUNED, UNTRAINED, Config, Student, Teacher, image_shape
+from harness.config import MEMORY, PRUNED, UNTRAINED, Config, Student, Teacher, image_shape
 from harness.errors import UserError
 from harness.networks import build, cutting, preprocessing, pruning, sizes, weights
 from harness.networks.cutting import Structure
@@ -23,13 +24,22 @@ NOISE = 16
 """Number of images of normal noise on which the effect of removing a teacher's block is measured."""
 
 
-def teacher(config: Config, say: Callable[[str], None] = lambda line: None) -> nn.Module:
-    """The teacher with its weights; UserError where the file is missing or does not fit the network.
+def teacher(
+    config: Config, say: Callable[[str], None] = lambda line: None, source: nn.Module | None = None
+) -> nn.Module:
+    """The teacher with its weights, or a copy of `source`; UserError where the file is missing or does not fit.
 
     `say` gets a line about the weights that were used if the file holds others.
     """
+    if source is not None:
+        return copy.deepcopy(source)
     spec = config.teacher
     assert spec.checkpoint is not None
+    if spec.checkpoint == MEMORY:
+        raise UserError(
+            f"teacher.checkpoint={MEMORY}: these are the weights of a module that is given from Python "
+            "(docs/from-python.md); name a file of weights"
+        )
     with seeded(config.seed, "teacher"):
         module = build.network(
             tasks.load(config.task), spec.network, config.classes, image_shape(config)[0], spec.arguments
@@ -40,20 +50,24 @@ def teacher(config: Config, say: Callable[[str], None] = lambda line: None) -> n
     return module
 
 
-def student(config: Config, structure: Structure | None = None) -> nn.Module:
+def student(config: Config, structure: Structure | None = None, source: nn.Module | None = None) -> nn.Module:
     """The student with fresh weights; UserError where it does not fit the images or the classes.
 
-    `structure`: that of a pruned one; None finds it anew, from the teacher with its weights.
+    `structure`: that of a pruned one; None finds it anew, from the teacher with its weights. `source`: a module in
+    memory that is copied, weights included: the student, or the teacher of a pruned one.
     """
     spec: Teacher | Student = config.student
     if config.student.network == PRUNED:
         spec = config.teacher
         if structure is None:
-            structure = pruned(config, teacher(config))
-    with seeded(config.seed, "student"):
-        module = build.network(
-            tasks.load(config.task), spec.network, config.classes, image_shape(config)[0], spec.arguments
-        )
+            structure = pruned(config, teacher(config, source=source))
+    if source is not None:
+        module = copy.deepcopy(source).train()
+    else:
+        with seeded(config.seed, "student"):
+            module = build.network(
+                tasks.load(config.task), spec.network, config.classes, image_shape(config)[0], spec.arguments
+            )
     if config.student.network == PRUNED:
         assert structure is not None
         cutting.cut(module, structure)

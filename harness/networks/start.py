@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from harness.config import FRESH, FROM_TEACHER, PRUNED, Config, image_shape
+from harness.config import FRESH, FROM_TEACHER, MEMORY, PRUNED, Config, image_shape
 from harness.errors import UserError
 from harness.networks import cutting, inheriting, layers, roles, weights
 from harness.networks.cutting import Structure
@@ -29,16 +29,20 @@ class Start:
     """By the path of a stage with fewer blocks than the teacher's: the teacher's block for each of the student's."""
 
 
-def begin(config: Config, teacher: nn.Module | None, structure: Structure | None) -> Start:
+def begin(
+    config: Config, teacher: nn.Module | None, structure: Structure | None, source: nn.Module | None = None
+) -> Start:
     """The student of a configuration, and of the teacher with its weights; `structure`: that of a pruned student.
 
-    Raises UserError if the weights do not fit.
+    `source`: the student where it is a module in memory. Raises UserError if the weights do not fit.
     """
     spec = config.student
     if spec.network == PRUNED:
         assert teacher is not None and structure is not None
         return _pruned(config, teacher, structure)
-    module, name = roles.student(config), f"student.network={spec.network}"
+    module, name = roles.student(config, source=source), f"student.network={spec.network}"
+    if spec.start == MEMORY and source is not None:
+        return Start(module, line="the student begins with the weights of the module that was given")
     if spec.start == FROM_TEACHER:
         assert teacher is not None
         found = inheriting.inherit(module, teacher, (name, f"teacher.network={config.teacher.network}"), spec.blocks)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from harness import errors
@@ -53,6 +54,11 @@ class Candidate:
     def depth(self) -> int:
         """Parts of `path`."""
         return len(self.path.split(".")) if self.path != "." else 0
+
+
+def serialise(module: nn.Module) -> bytes:
+    """All parameters and buffers by name, as safetensors; tensors that share memory are stored once for each name."""
+    return save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()})
 
 
 def load(

@@ -19,10 +19,12 @@ import yaml
 
 from harness import config as config_module
 from harness import files
-from harness.config import FRESH, FROM_TEACHER, UNTRAINED, Config
+from harness.config import FRESH, FROM_TEACHER, MEMORY, UNTRAINED, Config
 from harness.errors import UserError
 from harness.networks import checkpoints, own_file
 from harness.networks.cutting import Structure
+from harness.networks.given import NOTHING, Given
+from harness.run import given
 
 VERSIONS = ("torch", "torchvision", "accelerate", "timm", "torchmetrics", "deepspeed", "mlflow", "ray", "numpy")
 
@@ -50,21 +52,22 @@ def claim(folder: Path) -> Iterator[None]:
         raise UserError(f"{folder} is in use by another process: wait for it, or give another --output") from None
 
 
-def open_run(folder: Path, config: Config) -> None:
-    """Records the run in a new folder, or checks that the folder belongs to this run."""
-    records = file_records(config)
+def open_run(folder: Path, config: Config, modules: Given = NOTHING) -> None:
+    """Records the run in a new folder, or checks that the folder belongs to this run; `modules`: given from Python."""
+    records = file_records(config) | given.records(folder, modules)
     _check_owner(folder, config, records)
     content = {**config_module.to_dict(config), "records": records}
     files.write(folder / "config.yaml", yaml.safe_dump(content, sort_keys=False))
     files.write(folder / "environment.json", json.dumps(environment(), indent=1) + "\n")
+    given.keep(folder, modules)
 
 
-def finished(folder: Path, config: Config) -> dict[str, Any] | None:
+def finished(folder: Path, config: Config, modules: Given = NOTHING) -> dict[str, Any] | None:
     """The result of this run if it is finished, else None; UserError if the folder belongs to another run."""
     try:
         if not folder.exists():
             return None
-        _check_owner(folder, config, {})
+        _check_owner(folder, config, given.records(folder, modules))
     except OSError as error:
         raise UserError(f"{folder} cannot be a run folder: {error.strerror}") from None
     return result(folder)
@@ -79,6 +82,9 @@ def _check_owner(folder: Path, config: Config, records: Mapping[str, Mapping[str
     if differing := config_module.differences(recorded, config):
         changes = _changes(recorded, config, differing)
         raise UserError(f"{folder} belongs to another run ({changes}): give another --output")
+    for role, path in given.ROLES.items():
+        if "logits" in records.get(path, {}):
+            given.check(folder, role, records[path], old_records.get(path, {}))
     for role, record in records.items():
         if record["sha256"] != old_records.get(role, {}).get("sha256"):
             raise UserError(
@@ -106,12 +112,12 @@ def file_records(config: Config) -> dict[str, dict[str, Any]]:
     """Path, size and sha256 of every file outside the run folder that the result depends on, by role."""
     found: dict[str, dict[str, Any]] = {}
     checkpoint = config.teacher.checkpoint
-    if checkpoint and checkpoint != UNTRAINED:
+    if checkpoint and checkpoint not in (UNTRAINED, MEMORY):
         found["teacher.checkpoint"] = files.file_record(*checkpoints.parts(Path(checkpoint)))
     for role, name in (("teacher.network", config.teacher.network), ("student.network", config.student.network)):
         if source := own_file.source_file(name):
             found[role] = files.file_record(source)
-    if config.student.start not in (FRESH, FROM_TEACHER):
+    if config.student.start not in (FRESH, FROM_TEACHER, MEMORY):
         found["student.start"] = files.file_record(*checkpoints.parts(Path(config.student.start)))
     return found
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save
 from torch import nn
 
 from harness import files
@@ -15,6 +14,8 @@ from harness import task as tasks
 from harness.config import PRUNED
 from harness.errors import UserError
 from harness.networks import build, cutting, own_file, weights
+from harness.run import given
+from harness.run.folder import read_config
 
 SCHEMA = 1
 """Of student.json; rises only when the meaning of a field changes."""
@@ -39,22 +40,29 @@ def write_student(folder: Path, module: nn.Module, record: Mapping[str, Any]) ->
     files.write(folder / DESCRIPTION, json.dumps(content, indent=1) + "\n")
 
 
-def load_student(run: Path) -> tuple[nn.Module, dict[str, Any]]:
+def load_student(run: str | Path, module: nn.Module | None = None) -> tuple[nn.Module, dict[str, Any]]:
     """The student of a run folder, in eval mode on the CPU, and its student.json.
 
-    Raises UserError where the folder is no run's, unfinished or damaged, or the user's network file is not the same.
+    `module`: a student that was given from Python, or the teacher of a pruned one, whose name does not rebuild it; a
+    copy gets the weights. Raises UserError where the folder is no run's, unfinished or damaged, or the user's network
+    file, or the module, is not the same.
     """
+    run = Path(run)
     record = _read_record(run)
     if record["source"]:
         _check_source(record["source"])
     path = run / WEIGHTS
     if files.sha256(path) != record["sha256"]:
         raise UserError(f"{path} is not the file that {DESCRIPTION} describes: it was changed or is damaged")
-    channels = 1 if record["preprocessing"]["channels"] == "gray" else 3
-    task = tasks.load(record["task"])
     whole = record.get("pruned") or record  # a pruned student is what is left of this network
-    name = own_file.located(whole["network"], record["source"])
-    module = build.network(task, name, record["classes"], channels, whole["arguments"])
+    if module is None:
+        channels = 1 if record["preprocessing"]["channels"] == "gray" else 3
+        name = own_file.located(whole["network"], record["source"])
+        task = tasks.load(record["task"])
+        module = build.network(task, name, record["classes"], channels, whole["arguments"])
+    else:
+        role = "teacher" if "structure" in whole else "student"
+        module = given.rebuilt(run, role, module, *read_config(run))
     if "structure" in whole:
         cutting.cut(module, whole["structure"])
     weights.load(module, path, record["network"])
@@ -62,9 +70,8 @@ def load_student(run: Path) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def save_weights(module: nn.Module, path: Path) -> None:
-    """All parameters and buffers by name, atomically; tensors that share memory are stored once for each name."""
-    weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
-    files.write(path, save(weights))  # safetensors' own file writer names no reason when the disk is full
+    """All parameters and buffers by name, atomically."""
+    files.write(path, weights.serialise(module))  # safetensors' own file writer names no reason when the disk is full
 
 
 def _read_record(run: Path) -> dict[str, Any]:

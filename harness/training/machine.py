@@ -16,6 +16,7 @@ from harness.distributed.runtime import Runtime
 from harness.methods import Turn
 from harness.networks import maps, roles, start
 from harness.networks.cutting import Structure
+from harness.networks.given import NOTHING, Given
 from harness.networks.reconstruct import reconstruct
 from harness.training import inversion
 from harness.training.average import Average
@@ -62,17 +63,18 @@ class Machine:
         turns: list[Turn],
         teacher: nn.Module | None,
         structure: Structure | None = None,
+        given: Given = NOTHING,
     ) -> None:
-        """`teacher`: the teacher with its weights; None if the targets are labels.
+        """`teacher`: the teacher with its weights; None if the targets are labels. `given`: modules from Python.
 
         `structure`: that of a pruned student, if it is known; else rank 0 determines it for all processes.
         """
-        self.config, self.runtime, self.turns = config, runtime, turns
+        self.config, self.runtime, self.turns, self.given = config, runtime, turns, given
         self.health = Health(runtime.device)
         if config.student.network == PRUNED and structure is None and teacher:
             structure = runtime.first(lambda: roles.pruned(config, teacher))
         self.structure = structure
-        self.start = runtime.together(lambda: start.begin(config, teacher, structure))
+        self.start = runtime.together(lambda: start.begin(config, teacher, structure, given.source("student")))
         modules = {"student": self.start.module}
         if "generator" in self._trained():
             modules["generator"] = runtime.together(lambda: roles.generator(config))
@@ -142,7 +144,9 @@ class Machine:
     def _trained(self) -> dict[str, Callable[[Config], nn.Module]]:
         """The function that builds each trained network, by name."""
         generates = any(turn.source == "latents" for turn in self.turns)
-        found: dict[str, Callable[[Config], nn.Module]] = {"student": partial(roles.student, structure=self.structure)}
+        source = self.given.student_source(self.config)
+        student = partial(roles.student, structure=self.structure, source=source)
+        found: dict[str, Callable[[Config], nn.Module]] = {"student": student}
         return found | ({"generator": roles.generator} if generates else {})
 
     def _whole(self, player: Player, build: Callable[[Config], nn.Module]) -> nn.Module:
@@ -157,7 +161,8 @@ class Machine:
         """The teacher for use on one process; a sharded teacher is built again."""
         if self.teacher is None or not self.runtime.shards_teacher:
             return self.teacher.module if self.teacher else None
-        return self.runtime.prepare_frozen(self.runtime.together(lambda: roles.teacher(self.config)))
+        build = partial(roles.teacher, self.config, source=self.given.source("teacher"))
+        return self.runtime.prepare_frozen(self.runtime.together(build))
 
     def _loss(self, turn: Turn, round_index: int, *answers: object) -> Terms:
         return combine(turn.terms(self.config, round_index, *answers), self.runtime.reduce)

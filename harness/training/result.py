@@ -63,6 +63,12 @@ def _curve(config: Config, scores: Scores) -> dict[str, float]:
     return {f"evaluation/{name}": value for name, value in found.items() if value is not None}
 
 
+def _sha256(machine: Machine) -> str:
+    """Of the teacher's weights."""
+    given = machine.given.teacher
+    return given.sha256 if given else files.sha256(*checkpoints.parts(Path(str(machine.config.teacher.checkpoint))))
+
+
 def _describe(machine: Machine, last: Networks, scores: Scores, report: Report) -> dict[str, Any]:
     config, metrics = machine.config, tasks.load(machine.config.task).reported_metrics
     costs = machine.runtime.first(
@@ -70,12 +76,11 @@ def _describe(machine: Machine, last: Networks, scores: Scores, report: Report) 
     )
     teacher: dict[str, Any] | None = None
     if machine.teacher:
-        checkpoint_file = config.teacher.checkpoint
-        untrained = checkpoint_file == UNTRAINED
+        untrained = config.teacher.checkpoint == UNTRAINED
         teacher = {
             "network": config.teacher.network,
             **costs["teacher"],
-            "sha256": None if untrained else files.sha256(*checkpoints.parts(Path(str(checkpoint_file)))),
+            "sha256": None if untrained else _sha256(machine),
             **{name: scores.teacher.get(name) for name in metrics},
             **({"sizes": scores.sizes["teacher"]} if "teacher" in scores.sizes else {}),
         } | ({"untrained": True} if untrained else {})

@@ -6,7 +6,9 @@ Torchvision, which `data` is made of, takes seconds to import: it waits until da
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
@@ -66,6 +68,24 @@ def data_defaults(name: str) -> Overlay:
 def metrics(classes: int) -> Metrics:
     """Fresh, empty counts for K classes."""
     return Counts(classes)
+
+
+def write(folder: Path, start: int, images: Tensor, labels: Tensor, names: Sequence[str]) -> str:
+    """Images [B, 1 or 3, H, W] in bytes as NUMBER.png in a folder a class, `image_folder`'s layout.
+
+    The folders are numbered, so that class k is the k-th by name; a class without an image has one too.
+    """
+    digits = len(str(len(names) - 1))
+    folders = []
+    for index, name in enumerate(names):
+        plain = re.sub(r"[^\w.-]+", "_", name)
+        number = f"{index:0{digits}}"
+        folders.append(folder / (number if name == str(index) else f"{number}-{plain}"))
+        folders[-1].mkdir(exist_ok=True)
+    for index, (image, label) in enumerate(zip(images.cpu(), labels.tolist(), strict=True), start):
+        pixels = image[0] if len(image) == 1 else image.permute(1, 2, 0)
+        Image.fromarray(pixels.numpy()).save(folders[label] / f"{index:06}.png")
+    return "image_folder"
 
 
 CELL = 64

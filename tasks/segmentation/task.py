@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from harness.config import Config
 from harness.config.parse import Overlay
+from harness.errors import UserError
 from harness.task import Dataset, Metrics, Recipe, Split
 from tasks.segmentation import networks
 from tasks.segmentation.metrics import VOID, Counts
@@ -67,6 +69,23 @@ def data_defaults(name: str) -> Overlay:
 def metrics(classes: int) -> Metrics:
     """Fresh, empty counts for K classes."""
     return Counts(classes)
+
+
+def write(folder: Path, start: int, images: Tensor, labels: Tensor, names: Sequence[str]) -> str:
+    """Images [B, 1 or 3, H, W] in bytes and labels [B, H, W] as images/NUMBER.png and labels/NUMBER.png: `folders`.
+
+    classes.txt holds the names. UserError for more classes than a byte has numbers beside void.
+    """
+    if len(names) > VOID:
+        raise UserError(f"{len(names)} classes: a label image has numbers for {VOID}, and one for void: use arrays")
+    for part in ("images", "labels"):
+        (folder / part).mkdir(exist_ok=True)
+    (folder / "classes.txt").write_text("".join(f"{name}\n" for name in names))
+    for index, (image, label) in enumerate(zip(images.cpu(), labels.cpu().byte(), strict=True), start):
+        pixels = image[0] if len(image) == 1 else image.permute(1, 2, 0)
+        Image.fromarray(pixels.numpy()).save(folder / "images" / f"{index:06}.png")
+        Image.fromarray(label.numpy()).save(folder / "labels" / f"{index:06}.png")
+    return "folders"
 
 
 CELL, GAP = 160, 4

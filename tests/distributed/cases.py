@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
+from harness import UserError, distill, methods
 from harness import config as config_module
-from harness import methods
 from harness.algorithm import generators
 from harness.config.parse import Overlay, merge
 from harness.distributed.runtime import Runtime, leave
@@ -186,3 +186,19 @@ def distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
     """The largest difference between two states of the same names."""
     assert a.keys() == b.keys()
     return max(torch.max(torch.abs(a[key].double() - b[key].double())).item() for key in a)
+
+
+def given_modules(place: Path, name: str, seeds: tuple[int, ...]) -> None:
+    """A run of modules in memory, which each rank draws from a seed of its own; a refusal is written to a file."""
+    rank = int(os.environ["RANK"])
+    torch.manual_seed(seeds[rank])
+    modules = [nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 4)) for _ in range(2)]
+    settings = {
+        "recipe": "classification", "classes": 4, "input": {"size": 8}, "rounds": 1, "batch_size": 8,
+        "pictures": False, "tracking": {"uri": "none"},
+    }  # fmt: skip
+    try:
+        distill(settings, place / name, teacher=modules[0], student=modules[1])
+    except UserError as error:
+        (place / f"{name}-{rank}.refused").write_text(str(error))
+    leave()

@@ -74,6 +74,13 @@ def test_readme_shows_commands() -> None:
     assert ("make", "demo") in {line.words for line in MAKE} and ("make", "test") in {line.words for line in MAKE}
 
 
+def test_the_table_of_commands_is_complete() -> None:
+    table = (ROOT / "README.md").read_text().partition("## Commands")[2].partition("\n##")[0]
+    listed = set(re.findall(r"^\| .*?`ddad (\w+)", table, re.MULTILINE))
+    commands = getattr(typer.main.get_command(cli.app), "commands")  # noqa: B009 - typer's group, whose type is not public
+    assert listed == set(commands)
+
+
 @pytest.mark.parametrize("line", MAKE, ids=lambda line: line.name)
 def test_make_target_exists(line: Line) -> None:
     makefile = (ROOT / "Makefile").read_text()

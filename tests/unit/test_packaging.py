@@ -41,9 +41,10 @@ def test_wheel_holds_every_module_and_split_under_its_own_path(wheel: zipfile.Zi
         path.relative_to(ROOT).as_posix()
         for package in PACKAGES
         for path in (ROOT / package).rglob("*")
-        if path.suffix == ".py" or path.parent.name == "splits"
+        if path.suffix == ".py" or path.parent.name == "splits" or path.name == "py.typed"
     }
     assert found == expected | {"tasks/classification/splits/packaging_probe.txt"}
+    assert "harness/py.typed" in found  # a type checker reads the annotations of packages that have one
 
 
 def test_wheel_names_the_command_and_refuses_upload(wheel: zipfile.ZipFile) -> None:
