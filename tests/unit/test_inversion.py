@@ -27,7 +27,7 @@ from tests.unit.test_baselines import build, play_round
 from tests.unit.test_losses import P, Q, logits, value
 from tune import probe
 
-METHODS = ("deepinversion", "cmi", "fast")
+METHODS = ("deepinversion", "cmi", "fast", "nayer")
 
 
 def maker(built: Machine) -> Inversion:
