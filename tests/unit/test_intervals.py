@@ -35,6 +35,8 @@ CASES: dict[str, Overlay] = {
     "zskt": {"method": "zskt"},
     "averaged": {"student": {"average": 0.5}},
     **{name: merge(INVERTING, {"method": name}) for name in ("deepinversion", "cmi", "fast", "nayer")},
+    "nayer, anew": merge(INVERTING, {"method": "nayer", "generator": {"restart": 1}}),
+    "generator": {"generator_steps": 2, "generator": {"restart": 1}},
 }
 """With a pool, with latents that several turns share, with an average, and with turns of many steps."""
 
