@@ -22,7 +22,7 @@ TRIALS, UPDATES = 60, 400
 OWN = {"ddad:swift": {"trials": 60, "values": {}}, "ddad:aimed": {"trials": 250, "values": {}}}
 """Variants that hold what their own trials found, by hand and by sweeps (benchmarks/RESULTS-methods.md)."""
 
-METHODS = ("dfad", "dafl", "zskt", "dfq", "deepinversion", "cmi", "fast")
+METHODS = ("dfad", "dafl", "zskt", "dfq", "deepinversion", "cmi", "fast", "nayer")
 
 SWEEPS = Path("sweeps") / "tuning"
 

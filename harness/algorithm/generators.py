@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class Upsample(nn.Module):
@@ -108,6 +109,39 @@ class DCGAN(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """z [B, Z] -> [B, C, H, W] in [-1, 1]."""
         images: Tensor = self.body(self.linear(z).view(-1, *self.start))
+        return images
+
+
+class Noisy(nn.Module):
+    """Class embeddings e [b, E] -> images: batch norm, noisy layers E -> Z, and a generator of what they give (NAYER).
+
+    Each K rows of the global batch share a noisy layer. All layers are on every process, `rows` are those of this one.
+    """
+
+    def __init__(self, generator: nn.Module, sizes: tuple[int, int], rows: range, total: int, classes: int) -> None:
+        """`sizes`: E and Z; `total`: rows of the global batch; `classes`: K."""
+        super().__init__()
+        embedding_size, latent_size = sizes
+        num_layers = -(-total // classes)
+        self.rows, self.classes = rows, classes
+        self.norm = nn.BatchNorm1d(embedding_size)
+        self.weight = nn.Parameter(torch.zeros(num_layers, latent_size, embedding_size))
+        self.bias = nn.Parameter(torch.zeros(num_layers, 1, latent_size))
+        self.generator = generator
+
+    @torch.no_grad()
+    def draw(self, weights: Tensor) -> None:
+        """Draws the noisy layers anew: `weights` ~ N(0, 1) [layers, Z * E], biases 0."""
+        self.weight.copy_(weights.view_as(self.weight))
+        self.bias.zero_()
+
+    def forward(self, e: Tensor) -> Tensor:
+        """[b, E] -> [b, C, H, W]."""
+        num_layers, _, size = self.weight.shape
+        after = num_layers * self.classes - self.rows.stop
+        grouped = F.pad(self.norm(e), (0, 0, self.rows.start, after)).view(num_layers, self.classes, size)
+        z = torch.baddbmm(self.bias, grouped, self.weight.transpose(1, 2)).flatten(0, 1)
+        images: Tensor = self.generator(z[self.rows.start : self.rows.stop])
         return images
 
 

@@ -29,6 +29,12 @@ def classes(rows: range, total: int, count: int, *keys: int | str) -> Tensor:
     return (torch.randperm(total, generator=source) % count)[rows.start : rows.stop]
 
 
+def classes_in_turn(rows: range, count: int, *keys: int | str) -> Tensor:
+    """Like `classes`, in an order in which any `count` rows that follow each other have different classes."""
+    source = torch.Generator().manual_seed(mix(*keys))
+    return torch.randperm(count, generator=source)[torch.arange(rows.start, rows.stop) % count]
+
+
 def uniform(rows: range, total: int, size: int, *keys: int | str) -> Tensor:
     """Like `latents`: numbers from the uniform distribution over [0, 1), [len(rows), size]."""
     source = torch.Generator().manual_seed(mix(*keys))

@@ -40,12 +40,12 @@ def _need(values: Values, path: str, holds: bool, expected: str) -> None:
 
 
 def _check_numbers(values: Values) -> None:
-    for path in ("rounds", "batch_size", "student_steps", "log_every", "checkpoint.every", "checkpoint.keep",
-                 "micro_batches", "generator.latent_size", "teach.epochs", "teach.batch_size", "inversion.steps",
-                 "inversion.rounds", "inversion.bank"):  # fmt: skip
+    for path in ("rounds", "batch_size", "student_steps", "generator_steps", "log_every", "checkpoint.every",
+                 "checkpoint.keep", "micro_batches", "generator.latent_size", "teach.epochs", "teach.batch_size",
+                 "inversion.steps", "inversion.rounds", "inversion.bank"):  # fmt: skip
         _need(values, path, values[path] >= 1, "at least 1")
     for path in ("seed", "teach.seed", "evaluate_every", "data.workers", "generator.width", "student.clip",
-                 "generator.clip", "generator.warmup", "student.reconstruct",
+                 "generator.clip", "generator.warmup", "generator.restart", "student.reconstruct",
                  "student.weight_decay", "generator.weight_decay", "teach.weight_decay"):  # fmt: skip
         _need(values, path, values[path] >= 0, "at least 0")
     for path in ("student.lr", "generator.lr", "teach.lr", "student.gamma", "generator.gamma", "temperature"):
@@ -73,12 +73,16 @@ def _check_names(values: Values) -> None:
 
 
 def _check_replay_and_average(values: Values) -> None:
-    share, average, strategy = values["replay.share"], values["student.average"], values["distributed.strategy"]
+    share, strategy = values["replay.share"], values["distributed.strategy"]
     _need(values, "replay.share", 0 <= share < 1, "a share of the student's turns, from 0 to below 1")
     _need(values, "replay.memory", 0 < values["replay.memory"] < math.inf, "MiB above 0")
-    _need(values, "student.average", 0 <= average < 1, "a share of the run's updates, from 0 to below 1")
     sharded = f"0 under distributed.strategy={strategy}, where no process holds the whole network"
-    _need(values, "student.average", not (average and strategy in ("fsdp", "deepspeed")), sharded)
+    for path in ("student.average", "generator.average"):
+        _need(values, path, 0 <= values[path] < 1, "a share of the run's updates, from 0 to below 1")
+        _need(values, path, not (values[path] and strategy in ("fsdp", "deepspeed")), sharded)
+    # An average over weights from before and after a restart is of no generator that there was.
+    restarts = f"0 with generator.restart={values['generator.restart']}"
+    _need(values, "generator.average", not (values["generator.average"] and values["generator.restart"]), restarts)
 
 
 def _check_processes(values: Values) -> None:

@@ -35,11 +35,13 @@ class Config:
     seed: int = 0
     """Every random draw is a function of (seed, round, turn, index in the global batch)."""
     rounds: int = 1000
-    """Rounds of `student_steps` student turns and one generator turn."""
+    """Rounds of `student_steps` student turns and `generator_steps` generator turns."""
     batch_size: int = 128
     """Images in a turn, over all processes."""
     student_steps: int = 5
     """Student turns a round."""
+    generator_steps: int = 1
+    """Generator turns a round, each on latents of its own."""
     classes: int = 0
     """Number of classes K."""
     weights: Weights = field(default_factory=Weights)

@@ -34,7 +34,7 @@ class Replay:
 
 @dataclass(frozen=True)
 class Inversion:
-    """Methods that optimise each batch of images by many steps and store it: `deepinversion`, `cmi`, `fast`."""
+    """Methods that optimise each batch by many steps and store it: `deepinversion`, `cmi`, `fast`, `nayer`."""
 
     steps: int = 200
     """Image steps for a batch in a run of `rounds` rounds; a shorter run has proportionally fewer, at least one."""

@@ -111,3 +111,10 @@ class Generator(Optimizer):
     """Learning rate before the schedule."""
     warmup: int = 0
     """Warm-up rounds before the first round; they train only the generator, without the adversarial term."""
+    restart: int = 0
+    """Rounds after which the generator begins anew, with fresh weights and moments; 0: never."""
+    average: float = 0.0
+    """Share of the run's updates over which its weights are averaged for the images of others' turns; 0: no average."""
+    embeddings: str | None = None
+    """File of the class embeddings [classes, E] of `method=nayer`, safetensors or torch.save's; null: drawn at random
+    from the seed."""

@@ -13,21 +13,23 @@ from harness.distributed.engines import build_optimizer, like, skips, step, tota
 
 
 class BatchEngine:
-    """Engine of a batch: parameters `own` of this process's images, and those that all images share.
+    """Engine of a batch: parameters `own` of this process's images, if they learn, and those that all images share.
 
     Loss sums hand back W times the gradient (`collectives`). That of a shared parameter is the mean over the W
     processes; that of an image's own parameters is complete on its process, and is divided by W.
 
     `lasting` is what goes on from batch to batch, and is what a checkpoint has of this engine. Of its networks, `head`
-    takes part in the steps and learns in each. `start` holds the weights from which the batch's own `generator` starts,
-    and learns once a batch, by the sum of the gradients that the steps gave that (first-order MAML, 1703.03400).
+    takes part in the steps and learns in each; `life` is the part of the batch's `generator` that the next batch goes
+    on with. `start` holds the weights from which a `generator` that begins anew in each batch starts, and learns once a
+    batch, by the sum of the gradients that the steps gave that (first-order MAML, 1703.03400).
     """
 
     def __init__(
         self, module: nn.Module, own: nn.Parameter, settings: Optimizer, latent_lr: float | None, world_size: int,
         lasting: nn.ModuleDict, generator: nn.Module | None,
     ) -> None:  # fmt: skip
-        self.module, self.own, self.settings, self.latent_lr = module, own, settings, latent_lr
+        self.module, self.settings, self.latent_lr = module, settings, latent_lr
+        self.own = [own] if own.requires_grad else []
         self.world_size, self.lasting = world_size, lasting
         self.frozen_forward: Callable[[Tensor], Tensor] = module
         self.shared = list(generator.parameters()) if generator else []
@@ -40,7 +42,7 @@ class BatchEngine:
 
     def begin(self) -> None:
         """A new batch: its optimiser knows nothing of the one before."""
-        groups = [{"params": part} for part in ([self.own], self.shared) if part]
+        groups = [{"params": part} for part in (self.own, self.shared) if part]
         self.optimizer = build_optimizer(groups, self.settings)
 
     def __call__(self, inputs: Tensor) -> Tensor:
@@ -51,10 +53,12 @@ class BatchEngine:
     def backward(self, loss: Tensor) -> bool:
         """The gradients of a step; every step is complete."""
         loss.backward()
-        assert self.own.grad is not None
-        if self.world_size > 1:
-            self.own.grad.div_(self.world_size)
-        self._own_square = self.own.grad.square().sum()
+        self._own_square = torch.zeros_like(self._own_square)
+        for own in self.own:
+            assert own.grad is not None
+            if self.world_size > 1:
+                own.grad.div_(self.world_size)
+            self._own_square = own.grad.square().sum()
         if self.world_size > 1:
             grads = [parameter.grad for parameter in (*self.shared, *self._head) if parameter.grad is not None]
             sums = total(torch.cat([self._own_square.view(1), *(grad.flatten() for grad in grads)]))
@@ -71,7 +75,7 @@ class BatchEngine:
         learning = (*self.shared, *self._head)
         norm = (self._own_square + total_norm(learning).square()).sqrt()
         if self.settings.clip > 0:
-            nn.utils.clip_grads_with_norm_((self.own, *learning), self.settings.clip, norm)
+            nn.utils.clip_grads_with_norm_((*self.own, *learning), self.settings.clip, norm)
         self._ended = skips(ended, norm)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate

@@ -119,7 +119,7 @@ DEEPINVERSION: Variants = {
 
 
 def _agreeing(adversarial: float) -> dict[str, Any]:
-    """Common settings of CMI and Fast: the adversarial term counts only agreed predictions; the student sees crops."""
+    """Common settings of CMI, Fast, NAYER: the adversarial term counts only agreed predictions; students see crops."""
     return {
         "student_steps": 50,
         "discrepancy": "kl",
@@ -183,3 +183,30 @@ FAST: Variants = {
     "cifar100": merge(_fast(1.0, 0.5), _FAST_SCALE),
 }
 """`cifar10` has the published weights for wide residual networks, `cifar100` those for ResNet-34."""
+
+_NAYER: Overlay = merge(
+    _agreeing(1.33),
+    {
+        "adversarial_after": 0.25,  # the share of its batches that are made in the warm-up: 200 of 800
+        "weights": {"batch_norm": 10.0, "target": 0.5},
+        "student": {"lr": 0.2},
+        "generator": {"lr": 4e-3, "restart": 20},
+        "inversion": {"steps": 40, "momentum": 0.9},
+    },
+)
+"""NAYER (arXiv 2310.00258)."""
+
+_NAYER_SCALE: Overlay = {
+    "rounds": 800,
+    "student_steps": 150,
+    "batch_size": 400,
+    "generator": {"latent_size": 1000},
+    "replay": {"memory": 1100.0},
+}
+"""300 epochs of 400 student updates and two batches, and 20 epochs of ten batches before them."""
+
+NAYER: Variants = {
+    "paper": _NAYER,
+    "cifar10": merge(merge(_NAYER, _NAYER_SCALE), {"inversion": {"steps": 30}}),
+    "cifar100": merge(_NAYER, _NAYER_SCALE),
+}

@@ -9,7 +9,7 @@ from typing import Literal
 
 from harness import task
 from harness.algorithm.turns import Weighted
-from harness.config import Config, Weight, ever, sides
+from harness.config import Config, Weight, ever, flat, sides
 from harness.errors import UserError
 from harness.methods.terms import generator_terms, image_terms, student_terms, supervised_terms, weights_of
 
@@ -20,16 +20,17 @@ class Turn:
 
     kind: Literal["student", "generator", "supervised"]
     """One of the turns of `harness.algorithm.turns`."""
-    source: Literal["latents", "same", "pool", "data", "pixels", "fresh", "meta"]
+    source: Literal["latents", "same", "pool", "data", "pixels", "fresh", "meta", "noisy"]
     """Fresh latents; the latents of the last turn of the round that drew some; the pool; real images; or one of
     INVERTED."""
     terms: Callable[..., dict[str, Weighted]]
     """(config, round, answers ...) -> weighted terms by name."""
 
 
-INVERTED = ("pixels", "fresh", "meta")
+INVERTED = ("pixels", "fresh", "meta", "noisy")
 """Sources of a batch that many steps optimise for the pool (`harness.training.inversion`): pixels; a generator with new
-weights for each batch; a generator with meta-learned initial weights."""
+weights for each batch; one with meta-learned initial weights; one of class embeddings behind noisy layers, which alone
+are new for each batch."""
 
 
 def _check_generator_terms(config: Config) -> None:
@@ -79,6 +80,7 @@ def _check_classes(config: Config) -> None:
 
 def _check_generator(config: Config) -> None:
     """Raises UserError for settings that a generator which is trained over the whole run does not support."""
+    _refuse(config, "draws latents, not class embeddings", "generator.embeddings")
     _check_generator_terms(config)
     _check_classes(config)
     if ever(config.weights.contrastive):
@@ -87,14 +89,17 @@ def _check_generator(config: Config) -> None:
         )
 
 
-def _refuse_preparations(config: Config) -> None:
-    """Raises UserError for steps before the first round, which need a generator that the method does not have."""
-    for path, value in (
-        ("generator.warmup", config.generator.warmup),
-        ("student.reconstruct", config.student.reconstruct),
-    ):
-        if value:
-            raise UserError(f"{path}={value}: method={config.method} has no generator for the whole run: set 0")
+OF_A_GENERATOR = ("generator.warmup", "student.reconstruct", "generator_steps", "generator.average")
+"""Fields that a method can only take if one generator makes all images of its student turns."""
+
+
+def _refuse(config: Config, reason: str, *paths: str) -> None:
+    """Raises UserError for the first of these fields that is not at its default."""
+    given, usual = flat(config), flat(Config())
+    for path in paths:
+        if given[path] != usual[path]:
+            default = "null" if usual[path] is None else f"{usual[path]:g}"
+            raise UserError(f"{path}={given[path]}: method={config.method} {reason}: set {default}")
 
 
 def _refuse_replay(config: Config, reason: str) -> None:
@@ -103,32 +108,38 @@ def _refuse_replay(config: Config, reason: str) -> None:
 
 
 def alternating(config: Config) -> list[Turn]:
-    """k student turns, the last ones from the pool if there is replay, then one generator turn; fresh z in each."""
+    """k student turns, the last ones from the pool if there is replay, then n generator turns; fresh z in each."""
     _check_generator(config)
     fresh, replayed = (Turn("student", source, student_terms) for source in ("latents", "pool"))
     count = _num_replayed(config)
     students = [fresh] * (config.student_steps - count) + [replayed] * count
-    return [*students, Turn("generator", "latents", generator_terms)]
+    return [*students, *[Turn("generator", "latents", generator_terms)] * config.generator_steps]
 
 
 def from_one_batch(config: Config) -> list[Turn]:
-    """k student turns, then one generator turn on the z of the last of them."""
-    return [*alternating(config)[:-1], Turn("generator", "same", generator_terms)]
+    """k student turns, then n generator turns on the z of the last of them."""
+    steps = config.generator_steps
+    return [*alternating(config)[:-steps], *[Turn("generator", "same", generator_terms)] * steps]
 
 
 def after_the_generator(config: Config) -> list[Turn]:
-    """One generator turn, then k student turns on its z: all k have the same images."""
+    """n generator turns, then k student turns on the z of the last: all k have the same images."""
     _check_generator(config)
     _refuse_replay(config, "its student turns use the images of the generator's last turn")
     students = [Turn("student", "same", student_terms)] * config.student_steps
-    return [Turn("generator", "latents", generator_terms), *students]
+    return [*[Turn("generator", "latents", generator_terms)] * config.generator_steps, *students]
 
 
-def inverting(source: Literal["pixels", "fresh", "meta"]) -> Callable[[Config], list[Turn]]:
+def inverting(source: Literal["pixels", "fresh", "meta", "noisy"]) -> Callable[[Config], list[Turn]]:
     """One turn that makes a batch of images for the pool by many steps, then k student turns from the pool."""
 
     def turns(config: Config) -> list[Turn]:
-        _refuse_preparations(config)
+        _refuse(config, "has no generator for the whole run", *OF_A_GENERATOR)
+        if source == "noisy":
+            _refuse(config, "has no latents that learn", "inversion.latent_lr")
+        else:
+            _refuse(config, "has no generator that lasts", "generator.restart")
+            _refuse(config, "has no class embeddings", "generator.embeddings")
         _check_generator_terms(config)
         _check_maps(config)
         _refuse_replay(config, "all its student turns use the pool")
@@ -142,12 +153,12 @@ def inverting(source: Literal["pixels", "fresh", "meta"]) -> Callable[[Config], 
 
 def on_real_data(config: Config) -> list[Turn]:
     """k student turns on real images."""
-    _refuse_preparations(config)
+    _refuse(config, "has no generator for the whole run", *OF_A_GENERATOR, "generator.restart", "generator.embeddings")
     _refuse_replay(config, "it generates no images")
     return [Turn("student", "data", student_terms)] * config.student_steps
 
 
 def supervised(config: Config) -> list[Turn]:
     """One turn on real images and labels."""
-    _refuse_preparations(config)
+    _refuse(config, "has no generator for the whole run", *OF_A_GENERATOR, "generator.restart", "generator.embeddings")
     return [Turn("supervised", "data", supervised_terms)]

@@ -62,6 +62,7 @@ METHODS: dict[str, Method] = {
     "deepinversion": Method(inverting("pixels"), baselines.DEEPINVERSION),
     "cmi": Method(inverting("fresh"), baselines.CMI),
     "fast": Method(inverting("meta"), baselines.FAST),
+    "nayer": Method(inverting("noisy"), baselines.NAYER),
     "kd": Method(on_real_data, {"paper": {"discrepancy": "kl", "temperature": 4.0}}, data_free=False),
     "supervised": Method(supervised, data_free=False, has_teacher=False),
 }

@@ -62,7 +62,7 @@ def read(path: Path) -> Entries:
     """
     if path.suffix == ".json":
         return {(): _read_shards(path)}
-    content = _content(path)
+    content = load(path)
     if not isinstance(content, Mapping):
         raise UserError(
             f"{path} holds a {type(content).__name__}, expected weights by name: "
@@ -110,7 +110,7 @@ def _read_shards(path: Path) -> dict[str, Tensor]:
     index = _index(path)
     found: dict[str, Tensor] = {}
     for shard in sorted(set(index.values())):
-        content = _content(path.parent / shard)
+        content = load(path.parent / shard)
         tensors = content if isinstance(content, Mapping) else {}
         for name in (name for name, file in index.items() if file == shard):
             if not isinstance(tensors.get(name), Tensor):
@@ -139,8 +139,8 @@ def _index(path: Path) -> dict[str, str]:
     return dict(weight_map)
 
 
-def _content(path: Path) -> object:
-    """What a single file holds, on the CPU."""
+def load(path: Path) -> object:
+    """What a single file holds, on the CPU; raises UserError as `read` does."""
     _check_readable(path)
     with path.open("rb") as file:
         start = file.read(512)

@@ -135,6 +135,12 @@ def generator(config: Config, *keys: int | str) -> nn.Module:
         raise UserError(str(error)) from None
 
 
+def restarts(config: Config, round_index: int) -> bool:
+    """Whether the generator begins anew in a round (`generator.restart`), with `generator(config, round_index)`."""
+    every = config.generator.restart
+    return every > 0 and round_index > 0 and round_index % every == 0
+
+
 @contextmanager
 def seeded(*keys: int | str) -> Iterator[None]:
     """Seeds torch's global generator from the keys inside the context, and restores its state after it."""

@@ -119,6 +119,8 @@ def file_records(config: Config) -> dict[str, dict[str, Any]]:
             found[role] = files.file_record(source)
     if config.student.start not in (FRESH, FROM_TEACHER, MEMORY):
         found["student.start"] = files.file_record(*checkpoints.parts(Path(config.student.start)))
+    if config.generator.embeddings:
+        found["generator.embeddings"] = files.file_record(Path(config.generator.embeddings))
     return found
 
 

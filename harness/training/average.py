@@ -1,4 +1,7 @@
-"""The exponential average of a network's weights over its updates, which is evaluated and exported (decision 13)."""
+"""The exponential average of a network's weights over its updates (decision 13).
+
+The student's is evaluated and exported, the generator's makes the images of the student's turns.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from harness.distributed.collectives import from_first
 
@@ -29,6 +33,12 @@ class Average:
         """Takes in the network as it is after so many updates."""
         decay = min(self.decay, (1 + updates) / (10 + updates))
         torch._foreach_lerp_(list(self._average.values()), list(self._own.values()), 1 - decay)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """The network with the averages of its parameters; it is to normalise by the batch."""
+        parameters = {name: self._average[name] for name, _ in self.module.named_parameters()}
+        output: Tensor = functional_call(self.module, parameters, (inputs,))
+        return output
 
     def weights(self) -> dict[str, Tensor]:
         """All of a state dict, averaged but for its counters; buffers are those of rank 0, every process has to ask."""

@@ -1,6 +1,7 @@
 """Image turns: many steps of the generator's turn make a batch of images; the best of them go to the pool.
 
-The parameters of a batch are its pixels, or latents and a generator with new or meta-learned initial weights. A batch
+The parameters of a batch are its pixels; or latents, and a generator with new or meta-learned initial weights; or the
+noisy layers of a generator of class embeddings, and that generator, which goes on from batch to batch. A batch
 starts from draws that are functions of (seed, round, turn, part, row in the global batch), so its state is not saved in
 checkpoints; what lasts from batch to batch is the player's state.
 """
@@ -14,10 +15,10 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from harness.algorithm import losses, views
-from harness.algorithm.latents import classes, latents, send, shard, uniform
+from harness.algorithm.generators import Noisy
+from harness.algorithm.latents import classes, classes_in_turn, latents, send, shard, uniform
 from harness.algorithm.moments import LayerMoments, shift_and_var
 from harness.algorithm.turns import Answer, Ask, Term, Terms, generator_turn
 from harness.config import Config, ever, image_shape
@@ -25,59 +26,18 @@ from harness.distributed.batches import BatchEngine
 from harness.distributed.runtime import Runtime
 from harness.methods import INVERTED, Turn
 from harness.networks import preprocessing, roles
+from harness.networks.embeddings import embeddings
 from harness.networks.layers import observe_features
+from harness.training.batch import Batch, Best, Head
 from harness.training.players import Player
 from harness.training.pool import Pool
 from harness.training.teacher import Teacher
 
-HEAD_SIZE, CONTRAST_TEMPERATURE = 256, 0.1
-"""Size of the projected features, and temperature of their similarities (CMI's public code)."""
+CONTRAST_TEMPERATURE = 0.1
+"""Temperature of the similarities of projected features (CMI's public code)."""
 
 Loss = Callable[[Answer, Ask, Tensor, Tensor, Callable[[], Term]], Terms]
 """(t, s, x, target classes of the images, function that builds the contrastive term) -> terms."""
-
-
-class Batch(nn.Module):
-    """Images of this process's rows; the parameters are pixels [b, C, H, W], or latents [b, Z] of G(z)."""
-
-    def __init__(self, start: Tensor, generator: nn.Module | None, view: Callable[[Tensor, Tensor], Tensor]) -> None:
-        """`view`: maps images and draws [b, 4] to a view of the images."""
-        super().__init__()
-        self.start, self.generator, self.view = nn.Parameter(start), generator, view
-        self.images = start
-
-    def forward(self, draws: Tensor) -> Tensor:
-        """The view of the images for these draws, [b, C, H, W]; sets `images` to the images themselves."""
-        self.images = self.start.clone() if self.generator is None else self.generator(self.start)
-        return self.view(self.images, draws)
-
-
-class Head(nn.Module):
-    """Projection head of the contrastive term: features [b, F] -> [b, D] of norm 1."""
-
-    def __init__(self, num_features: int) -> None:
-        super().__init__()
-        hidden = nn.Linear(num_features, num_features)
-        self.layers = nn.Sequential(hidden, nn.ReLU(), nn.Linear(num_features, HEAD_SIZE))
-
-    def forward(self, features: Tensor) -> Tensor:
-        """[..., F] -> [..., D]."""
-        return F.normalize(self.layers(features), dim=-1)
-
-
-class Best:
-    """The images with the lowest loss among the steps of a batch, and their features for the bank."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.loss = torch.full((), math.inf, device=device)
-        self.images = self.features = torch.zeros((), device=device)
-
-    def take(self, loss: Tensor, images: Tensor, features: Tensor) -> None:
-        """Keeps the images and features of a step if its loss is lower than all before."""
-        better = loss < self.loss
-        self.loss = torch.where(better, loss, self.loss)
-        self.images = torch.where(better, images, self.images)
-        self.features = torch.where(better, features, self.features)
 
 
 class Interrupted(Exception):
@@ -97,7 +57,8 @@ class Inversion:
         self.rows = shard(self.size, runtime.rank, runtime.world_size)
         self.steps = num_steps(config)
         self._black = send(preprocessing.black(config).to(runtime.dtype), runtime.device)
-        self.generator = None if source == "pixels" else runtime.replica(roles.generator(config))
+        self.embeddings = runtime.together(lambda: embeddings(config)) if source == "noisy" else None
+        self.generator = None if source == "pixels" else runtime.replica(self._new())
         self.lasting = self._lasting()
         self.batch = Batch(self._drawn(0, 0, 0), self.generator, self._view)
         if "head" in self.lasting:
@@ -176,17 +137,35 @@ class Inversion:
         with torch.no_grad():
             self.batch.start.copy_(self._drawn(round_index, turn_index, part))
         if self.generator is not None:
-            fresh = (
-                self.lasting["start"]
-                if self.source == "meta"
-                else roles.generator(self.config, round_index, turn_index, part)
-            )
-            self.generator.load_state_dict(fresh.state_dict())
+            self._begin_generator(round_index, turn_index, part)
         self.engine.begin()
         self._earlier = round_index * self.config.micro_batches + part
 
+    def _begin_generator(self, round_index: int, turn_index: int, part: int) -> None:
+        """Sets the weights with which the generator begins a batch."""
+        where = (round_index, turn_index, part)
+        if isinstance(self.generator, Noisy):
+            if part == 0 and roles.restarts(self.config, round_index):
+                self.generator.load_state_dict(self._new(round_index).state_dict())
+            num_layers, *sizes = self.generator.weight.shape
+            keys = (self.config.seed, "noisy layers", *where)
+            self.generator.draw(latents(range(num_layers), num_layers, math.prod(sizes), *keys))
+        elif self.generator is not None:
+            fresh = self.lasting["start"] if self.source == "meta" else roles.generator(self.config, *where)
+            self.generator.load_state_dict(fresh.state_dict())
+
+    def _new(self, *keys: int) -> nn.Module:
+        """A generator with fresh weights."""
+        generator = roles.generator(self.config, *keys)
+        if self.embeddings is None:
+            return generator
+        sizes = self.embeddings.shape[1], self.config.generator.latent_size
+        return Noisy(generator, sizes, self.rows, self.size, self.config.classes)
+
     def _drawn(self, round_index: int, turn_index: int, part: int) -> Tensor:
-        """Pixels [b, C, H, W] or latents [b, Z] from N(0, I)."""
+        """Pixels [b, C, H, W] or latents [b, Z] from N(0, I); or the embeddings [b, E] of the target classes."""
+        if self.embeddings is not None:
+            return self._here(self.embeddings[self._classes_of_rows(round_index, turn_index, part)])
         shape = image_shape(self.config) if self.source == "pixels" else (self.config.generator.latent_size,)
         keys = (self.config.seed, "latents", round_index, turn_index)
         drawn = latents(self._global(part), self.config.batch_size, math.prod(shape), *keys)
@@ -194,10 +173,14 @@ class Inversion:
 
     def _classes(self, round_index: int, turn_index: int, part: int) -> Tensor:
         """Target classes y [b] of the images; all classes are equally frequent in the global batch."""
+        return send(self._classes_of_rows(round_index, turn_index, part), self.runtime.device)
+
+    def _classes_of_rows(self, round_index: int, turn_index: int, part: int) -> Tensor:
+        """`_classes`, on the CPU; images of one noisy layer have different classes."""
         keys = (self.config.seed, "classes", round_index, turn_index)
-        return send(
-            classes(self._global(part), self.config.batch_size, self.config.classes, *keys), self.runtime.device
-        )
+        if self.embeddings is not None:
+            return classes_in_turn(self.rows, self.config.classes, *keys, part)
+        return classes(self._global(part), self.config.batch_size, self.config.classes, *keys)
 
     def _uniform(self, count: int, name: str, round_index: int, turn_index: int, part: int, step: int) -> Tensor:
         keys = (self.config.seed, name, round_index, turn_index, step)
@@ -220,10 +203,12 @@ class Inversion:
         return x
 
     def _lasting(self) -> nn.ModuleDict:
-        """State that lasts over batches: initial generator weights, contrastive head, bank and average moments."""
+        """State that lasts over batches: weights of the generator, contrastive head, bank and average moments."""
         lasting = nn.ModuleDict()
         if self.source == "meta":
             lasting["start"] = self.runtime.arrange(roles.generator(self.config))
+        if isinstance(self.generator, Noisy):
+            lasting["life"] = nn.ModuleList([self.generator.norm, self.generator.generator])
         contrasts, averages = ever(self.config.weights.contrastive), self.config.inversion.momentum > 0
         if contrasts or averages:
             seen = self.teacher.judge(self._here(torch.zeros(2, *image_shape(self.config))))

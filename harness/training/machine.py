@@ -86,8 +86,9 @@ class Machine:
         self.players = {name: self._player(name, module) for name, module in modules.items()}
         self.student, self.generator = self.players["student"], self.players.get("generator")
         self.student.compared = own
-        if config.student.average:
-            self.student.average = Average(self.student.module, config.student.average * self.student.num_updates)
+        for name, player in self.players.items():
+            if share := getattr(config, name).average:
+                player.average = Average(player.module, share * player.num_updates)
         self.sources = Sources(config, runtime, turns, self.generator, self.teacher)
         self.inversion = inversion.build(config, runtime, turns, self.teacher, self.student, self.sources.pool)
         if self.inversion:
@@ -95,6 +96,9 @@ class Machine:
 
     def play(self, round_index: int, turn_index: int, part: int = 0) -> Terms:
         """One turn on one micro-batch; every random draw in it is a function of (seed, round, turn, part, index)."""
+        if (turn_index, part) == (0, 0) and not self.inversion and roles.restarts(self.config, round_index):
+            assert self.generator
+            self.generator.begin_from(roles.generator(self.config, round_index).state_dict())
         turn, where = self.turns[turn_index], (round_index, turn_index, part)
         rank_index = part * self.runtime.world_size + self.runtime.rank
         seed_dropout(self.runtime.device, mix("dropout", self.config.seed, round_index, turn_index, rank_index))
@@ -121,9 +125,9 @@ class Machine:
         if step == self.config.generator.warmup:
             self._reconstruct()
             return
-        turn_index = next(index for index, turn in enumerate(self.turns) if turn.kind == "generator")
-        for part in range(self.config.micro_batches):
-            self.play(step - self.config.generator.warmup, turn_index, part)
+        for turn_index, turn in enumerate(self.turns):
+            for part in range(self.config.micro_batches) if turn.kind == "generator" else ():
+                self.play(step - self.config.generator.warmup, turn_index, part)
 
     def _reconstruct(self) -> None:
         """Fits the layers of a pruned student on images of the generator, and loads the result into the student."""
@@ -172,4 +176,4 @@ class Machine:
         learns = sum((turn.kind == "generator") == (name == "generator") for turn in self.turns)
         warmup = self.config.generator.warmup if name == "generator" else 0
         engine = self.runtime.engine(name, module, settings)
-        return Player(name, engine, settings, learns * self.config.rounds + warmup, self.health)
+        return Player(name, engine, settings, learns * (self.config.rounds + warmup), self.health)

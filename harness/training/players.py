@@ -101,6 +101,10 @@ class Player:
         """Forward in the turn of another network, past the engine, which synchronises gradients that it expects."""
         return self.engine.frozen_forward(inputs)
 
+    def averaged_forward(self, inputs: Tensor) -> Tensor:
+        """`frozen_forward` with the average of its weights, where the run takes one."""
+        return self.average.forward(inputs) if self.average else self.frozen_forward(inputs)
+
     def descend(self, terms: Terms) -> None:
         """One update along the gradient of `terms.total`, unless a loss or a gradient so far was not finite.
 
@@ -115,8 +119,11 @@ class Player:
                 self.average.update(self.updates)
 
     def begin_from(self, weights: Mapping[str, Tensor]) -> None:
-        """Takes these parameters and buffers instead of its own, before its first update; every process has to call."""
-        self.engine.load(weights, {})
+        """Takes these parameters and buffers instead of its own, as before a first update; every process has to call.
+
+        Moments are set to 0, which is what optimisers begin with.
+        """
+        self.engine.load(weights, {name: value.zero_() for name, value in self.engine.moments().items()})
         if self.average:
             self.average.load(weights)
 

@@ -87,7 +87,7 @@ class Sources:
         assert self.generator is not None
         rows = shard(self.config.batch_size, self.runtime.rank, self.runtime.world_size)
         z, _ = drawn(self.config, self._centres, rows, self.config.batch_size, *keys)
-        return self.generator.frozen_forward(send(z.to(self.runtime.dtype), self.runtime.device))
+        return self.generator.averaged_forward(send(z.to(self.runtime.dtype), self.runtime.device))
 
     def kept(self, done: int, turn_index: int = 0) -> dict[str, Tensor]:
         """Tensors for a checkpoint after `done` rounds and so many turns, so that a resumed run has the same images."""
@@ -115,7 +115,7 @@ class Sources:
         """G(z) of the current generator."""
         assert self.generator is not None
         z, _ = self.latents(round_index, turn_index, part)
-        return self.generator.frozen_forward(z)
+        return self.generator.averaged_forward(z)
 
     def _replayed(self, round_index: int, turn_index: int, part: int) -> tuple[Tensor, Answer]:
         """Images of the pool with their stored logits; or augmented, with new outputs of the teacher."""

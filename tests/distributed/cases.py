@@ -75,6 +75,11 @@ CASES: dict[str, Overlay] = {
     "deepinversion": _inverting("deepinversion"),
     "cmi, with attention": merge(_inverting("cmi"), {"student": {"attention": 100.0}, "batch_size": 13}),
     "fast, micro-batches": merge(_inverting("fast"), {"micro_batches": 2, "batch_size": 16}),
+    "nayer, micro-batches": merge(
+        _inverting("nayer"), {"micro_batches": 2, "batch_size": 18, "generator": {"restart": 2}}
+    ),
+    "generator begins anew": {"generator_steps": 2, "generator": {"restart": 7}, "batch_size": 13},
+    "averaged generator": {"generator": {"average": 0.1}},
     "replay": {"student_steps": 3, "replay": {"share": 0.4, "memory": 0.05}},
     "averaged": {"student": {"average": 0.1}},
     "classes": {"weights": {"target": 1.0}, "batch_size": 13},

@@ -36,6 +36,7 @@ PLAIN: Overlay = merge(
 VARIANTS: dict[str, Overlay] = {
     "clipped": merge(PLAIN, {"student": {"clip": 0.1}, "generator": {"clip": 0.01}}),
     "micro-batches": merge(PLAIN, {"batch_size": 14, "micro_batches": 2}),
+    "generator begins anew": merge(PLAIN, {"generator_steps": 2, "generator": {"restart": 2}}),
 }
 NORMALISED: Overlay = {"precision": "fp32", "rounds": 1, "batch_size": 13}
 """Batch norm in both networks, synchronised."""

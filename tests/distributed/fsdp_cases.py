@@ -40,6 +40,7 @@ CASES: dict[str, Overlay] = {
         ),
         "attention": merge(cases.CASES["zskt"], {"rounds": 3}),
         "the pool": cases.CASES["fast, micro-batches"],
+        "generator begins anew": cases.CASES["generator begins anew"],
         "pruned": merge(cases.PRUNED, {"distributed": TEACHER["distributed"]}),
         "teacher": TEACHER,
     }.items()

@@ -64,13 +64,15 @@ OVER: dict[str, Overlay] = {
         "teacher": {"network": "wrn10_1"},
         "student": {"network": "pruned", "arguments": {"channels": 0.5}},
         "generator": {"warmup": 2},
-    }
+    },
+    **{f"nayer {variant}": {"generator": {"restart": 2}} for variant in methods.METHODS["nayer"].variants},
 }
-"""What a variant asks of the networks that SMALL's have not: blocks that teacher and student share."""
+"""What a variant asks of the networks that SMALL's have not: blocks that teacher and student share; and a generator
+that begins anew within the rounds there are."""
 
-FEWER_ROUNDS = {"deepinversion": 2, "cmi": 2, "fast": 3}
+FEWER_ROUNDS = {"deepinversion": 2, "cmi": 2, "fast": 3, "nayer": 3}
 """For methods that make each batch by many steps, which are fewer in a shorter run. The average over earlier batches
-that `fast` keeps shows in the third."""
+that `fast` and `nayer` keep shows in the third."""
 
 MAX_STUDENT_STEPS = 5
 """The smallest number at which `swift`'s four turns of five from the pool are what it asks for."""

@@ -48,7 +48,7 @@ VARIANTS = [(name, variant) for name in DATA_FREE for variant in methods.METHODS
 
 def build(method: str, recipe: str = "digits", over: Overlay | None = None) -> Machine:
     small = merge(merge(SMALL, RECIPES[recipe]), {"method": method})
-    if method in ("deepinversion", "cmi", "fast"):
+    if method in ("deepinversion", "cmi", "fast", "nayer"):
         small = merge(small, INVERTING)
     config = resolve.resolve(recipe, None, merge(small, over or {}))
     turns = methods.METHODS[method].turns(config)

@@ -34,7 +34,9 @@ CASES: dict[str, Overlay] = {
     "ddad": {"replay": {"share": 0.4, "memory": 0.05}},
     "zskt": {"method": "zskt"},
     "averaged": {"student": {"average": 0.5}},
-    **{name: merge(INVERTING, {"method": name}) for name in ("deepinversion", "cmi", "fast")},
+    **{name: merge(INVERTING, {"method": name}) for name in ("deepinversion", "cmi", "fast", "nayer")},
+    "nayer, anew": merge(INVERTING, {"method": "nayer", "generator": {"restart": 1}}),
+    "generator": {"generator_steps": 2, "generator": {"restart": 1}},
 }
 """With a pool, with latents that several turns share, with an average, and with turns of many steps."""
 
@@ -114,7 +116,7 @@ def test_stops_within_rounds_leave_no_trace(case: str, tmp_path: Path, monkeypat
     assert rows == expected_rows
 
 
-@pytest.mark.parametrize("method", ["deepinversion", "cmi", "fast"])
+@pytest.mark.parametrize("method", ["deepinversion", "cmi", "fast", "nayer"])
 def test_a_stop_is_looked_at_in_every_step_of_a_turn(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,7 +27,7 @@ from tests.unit.test_baselines import build, play_round
 from tests.unit.test_losses import P, Q, logits, value
 from tune import probe
 
-METHODS = ("deepinversion", "cmi", "fast")
+METHODS = ("deepinversion", "cmi", "fast", "nayer")
 
 
 def maker(built: Machine) -> Inversion:
@@ -99,7 +99,8 @@ def test_views_move_pixels_and_invent_none() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_pool_holds_the_best_images_with_the_teachers_answer(method: str) -> None:
-    over = {"inversion": {"steps": 6}, "generator": {"lr": 3.0}, "replay": {"storage": "fp16", "augment": False}}
+    rate = 10.0 if method == "nayer" else 3.0
+    over = {"inversion": {"steps": 6}, "generator": {"lr": rate}, "replay": {"storage": "fp16", "augment": False}}
     built = build(method, over=over)
     assert built.teacher and built.sources.pool
     steps = list(watched(built))

@@ -184,6 +184,9 @@ OTHERS: dict[str, Overlay] = {
     "deepinversion": {"method": "deepinversion", "weights": {"target": 1.0}, "inversion": {"steps": 2}},
     "cmi": {"method": "cmi", "weights": {"contrastive": 1.0}, "inversion": {"steps": 2, "views": "crop"}},
     "fast": {"method": "fast", "inversion": {"steps": 2, "latent_lr": 0.1, "momentum": 0.9}},
+    "nayer": {"method": "nayer", "weights": {"target": 1.0}, "inversion": {"steps": 2}, "generator": {"restart": 1}},
+    "anew": {"generator_steps": 2, "generator": {"restart": 1}},
+    "averaged generator": {"generator": {"average": 0.5}},
     "segmentation": {
         "task": "segmentation", "adversarial_transform": "log1p", "input": {"size": 16},
         "teacher": {"network": "unet8"}, "student": {"network": "unet4"}, "generator": {"network": "dcgan"},
