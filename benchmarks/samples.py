@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from harness.config import Config
 from harness.networks import preprocessing
-from tune.probe import generated, last_checkpoint
+from tune.generated import images, last_checkpoint
 
 COLUMNS = 16
 """Images of a method."""
@@ -19,7 +19,7 @@ COLUMNS = 16
 
 def sample(config: Config, checkpoint: Path) -> np.ndarray:
     """Images of the last generator, or out of the last pool, next to each other: [H, COLUMNS * (W + 1), 3] in 0..1."""
-    source, x = generated(config, checkpoint, "samples"), torch.empty(0)
+    source, x = images(config, checkpoint, "samples"), torch.empty(0)
     while len(x) < COLUMNS:
         x = torch.cat([x, next(source).float().cpu()])
     shown = functional.pad(preprocessing.preprocessing(config).denormalise(x[:COLUMNS]), (0, 1), value=1.0)  # a gap

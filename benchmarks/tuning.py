@@ -45,8 +45,8 @@ def sweep(name: str, *words: str) -> dict[str, Any]:
 
 def found(report: dict[str, Any]) -> dict[str, Any]:
     """What a sweep found, to three digits; nothing where its defaults are as good."""
-    best = report["best"]
-    if best["objective"] <= report["default"]["agreement"]:
+    best, default = report["best"], report["default"]
+    if best["objective"] <= default.get("objective", default["agreement"]):  # older reports had agreement only
         return {}
     return {path: float(f"{v:.3g}") if isinstance(v, float) else v for path, v in best["sample"].items()}
 

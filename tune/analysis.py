@@ -33,16 +33,17 @@ def best(trials: Sequence[TrialRecord]) -> TrialRecord | None:
 def default_scores(plan: Plan, base: Config) -> dict[str, float | None]:
     """The scores of the default run, whose student is evaluated on the probe like the student of a trial."""
     student = trial.student(base, plan.default_folder)
-    agreement = probe.agreement(probe.load(plan.probe_file), student, base.batch_size)
+    scores = probe.scores(probe.load(plan.probe_file), student, base.batch_size)
     metric = oracle_metric(base)
-    return {
-        "agreement": agreement,
-        "oracle": run_folders.final_values(plan.default_folder).get(metric) if metric else None,
-    }
+    oracle = run_folders.final_values(plan.default_folder).get(metric) if metric else None
+    objective = scores[plan.objective] if plan.data_free else oracle
+    return {"objective": objective, "agreement": scores["agreement"], "oracle": oracle}
 
 
 def correlations(plan: Plan, base: Config, trials: Sequence[TrialRecord]) -> list[dict[str, Any]]:
-    """Spearman's rank correlation of the agreement on the probe and the metric on real data; none without data.
+    """Spearman's rank correlation of the data-free objective and the metric on real data; none without data.
+
+    With an oracle as the objective, that of the agreement on the probe.
 
     One for each evaluation, over the trials that had as many student updates: both scores grow during a run, so trials
     of different length would correlate for that reason alone.
@@ -54,7 +55,7 @@ def correlations(plan: Plan, base: Config, trials: Sequence[TrialRecord]) -> lis
     for record in trials:
         own: dict[float, tuple[float, float]] = {}  # one point for each trial: of a trial that went back, the last one
         for path in run_folders.find(plan.trials_folder, record.id):
-            own |= dict(_evaluations(path, metric))
+            own |= dict(_evaluations(path, plan.metric if plan.data_free else PROBE_METRIC, metric))
         for share, scores in own.items():
             points.setdefault(share, []).append(scores)
     return [
@@ -65,8 +66,8 @@ def correlations(plan: Plan, base: Config, trials: Sequence[TrialRecord]) -> lis
     ]  # fmt: skip
 
 
-def _evaluations(path: Path, metric: str) -> Iterator[tuple[float, tuple[float, float]]]:
-    """(share of the whole run, (agreement on the probe, metric on real data)) of each evaluation in a run folder.
+def _evaluations(path: Path, objective: str, metric: str) -> Iterator[tuple[float, tuple[float, float]]]:
+    """(share of the whole run, (objective on the probe, metric on real data)) of each evaluation in a run folder.
 
     The share is rounded to an eighth. Rows that a branch copied are left out: they belong to another trial.
     """
@@ -76,9 +77,9 @@ def _evaluations(path: Path, metric: str) -> Iterator[tuple[float, tuple[float, 
     config, _ = run_folder.read_config(path)
     copied = run_folders.first_round(path)
     for row in rows:
-        if row["round"] > copied and row.get(PROBE_METRIC) is not None and row.get(metric) is not None:
+        if row["round"] > copied and row.get(objective) is not None and row.get(metric) is not None:
             share = round(NUM_EVALUATIONS * row["round"] / config.rounds) / NUM_EVALUATIONS
-            yield share, (row[PROBE_METRIC], row[metric])
+            yield share, (row[objective], row[metric])
 
 
 def spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
@@ -91,14 +92,16 @@ def spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
 
 
 def repetitions(plan: Plan) -> dict[str, dict[str, Any]]:
-    """For `best` and `default`: mean, standard deviation and values of both scores over seeds."""
+    """For `best` and `default`: mean, standard deviation and values of each score over seeds."""
     found: dict[str, dict[str, list[float]]] = {}
     metric = oracle_metric(plan.base)
     for name, values in records.repetitions(plan).items():
-        scores = found.setdefault(name.partition("-")[0], {"agreement": [], "oracle": [], "failed": []})
+        lists: dict[str, list[float]] = {"objective": [], "agreement": [], "oracle": [], "failed": []}
+        scores = found.setdefault(name.partition("-")[0], lists)
         if "error" in values:
             scores["failed"].append(1.0)
             continue
+        scores["objective"].append(values[plan.metric])
         scores["agreement"].append(values[PROBE_METRIC])
         if metric:
             scores["oracle"].append(values[metric])

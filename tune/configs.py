@@ -86,9 +86,18 @@ def of_trial(plan: Plan, sample: dict[str, Any]) -> Config:
     return _overlaid(config, overlay)
 
 
-def of_default_run(plan: Plan) -> Config:
-    """The recipe without a sample, with a report at each checkpoint that the probe needs."""
-    config = plan.base
+def sources(plan: Plan) -> list[probe.Source]:
+    """The default run, and the runs of other methods if their generators make a part of the probe too."""
+    found = [probe.Source(of_default_run(plan, plan.base), plan.default_folder)]
+    for method in probe.METHODS_OF_PROBE if plan.several_methods else ():
+        if method != plan.base.method:
+            config = of_default_run(plan, plan.of_method(method))
+            found.append(probe.Source(config, plan.folder / "sources" / method, method))
+    return found
+
+
+def of_default_run(plan: Plan, config: Config) -> Config:
+    """A configuration without a sample, with a report at each checkpoint that the probe needs."""
     every = probe.interval(config.rounds)
     overlay = {
         "evaluate_every": math.ceil(config.rounds / NUM_EVALUATIONS),

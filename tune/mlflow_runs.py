@@ -19,12 +19,12 @@ STATUS: dict[str, Status] = {"finished": "FINISHED", "failed": "FAILED", "pruned
 
 def open_parent(plan: Plan, base: Config, echo: Callable[[str], None]) -> Experiment:
     """The sweep's own run, the parent of all others, with the plan as its parameters."""
-    tags = {"kind": "sweep", "objective": plan.objective_text, "data_free_objective": plan.objective == "agreement",
-            "commit": run_folder.commit()}  # fmt: skip
+    tags = {"kind": "sweep", "objective": plan.objective_text, "data_free_objective": plan.data_free,
+            "probe_images": plan.probe_images, "commit": run_folder.commit()}  # fmt: skip
     parent = Experiment(base, plan.folder, tags, echo)
     parent.params({
-        **{name: getattr(plan, name) for name in ("objective", "searcher", "scheduler", "trials", "total_rounds",
-                                                  "minutes", "cpus", "gpus", "parallel")},
+        **{name: getattr(plan, name) for name in ("objective", "probe_images", "searcher", "scheduler", "trials",
+                                                  "total_rounds", "minutes", "cpus", "gpus", "parallel")},
         **{f"space.{path}": text for path, text in spaces.to_plain(plan.space).items()},
         **flat(base),
     })  # fmt: skip
@@ -62,6 +62,7 @@ def close_running(plan: Plan, outcomes: Mapping[Path, str], echo: Callable[[str]
     """
     statuses: dict[Path, Status] = {path: STATUS[outcome] for path, outcome in outcomes.items()}
     trials = run_folders.find(plan.trials_folder)
-    for path in [plan.default_folder, *trials, *plan.folder.glob("repeated/*")]:
+    others = [*plan.folder.glob("sources/*"), *plan.folder.glob("repeated/*")]
+    for path in [plan.default_folder, *trials, *others]:
         statuses.setdefault(path, "KILLED" if run_folder.result(path) is None else "FINISHED")
     tracking.set_final_status(plan.base.tracking.uri, statuses, echo)

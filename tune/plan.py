@@ -6,6 +6,7 @@ The part that determines the trials is in sweep.json, so that `--resume` continu
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,10 +14,10 @@ from typing import Any
 
 from harness import files, resolve
 from harness import task as tasks
-from harness.config import BOOKKEEPING, Config, flat, normalised
-from harness.errors import UserError, nearest
-from harness.methods import METHODS
+from harness.config import BOOKKEEPING, Config, flat, normalised, parse
+from harness.errors import UserError
 from tune import probe, spaces
+from tune.objectives import OBJECTIVES
 from tune.spaces import Space
 
 SEARCHERS = ("optuna", "random", "grid")
@@ -31,6 +32,14 @@ NUM_EVALUATIONS = 8
 PROBE_METRIC = "evaluation/probe_agreement"
 """The name of the agreement on the probe in the metrics of every trial."""
 
+DEFAULT_OBJECTIVE, DEFAULT_IMAGES = "agreement", probe.GENERATOR
+"""What is maximised, and what the probe is made of, where nothing is given."""
+
+
+def probe_metric(objective: str) -> str:
+    """The name of a data-free objective in the metrics of every trial."""
+    return f"evaluation/probe_{objective}"
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -44,8 +53,10 @@ class Plan:
     """The path=value arguments, as a nested overlay."""
     space: Space
     """What is searched."""
-    objective: str = "agreement"
-    """What is maximised: `agreement` on the probe, or the task's metric on real data, which is an oracle."""
+    objective: str = DEFAULT_OBJECTIVE
+    """What is maximised: one of OBJECTIVES on the probe, or the task's metric on real data, which is an oracle."""
+    probe_images: str = DEFAULT_IMAGES
+    """What the probe is made of: one of `tune.probe.KINDS`."""
     searcher: str = "optuna"
     """One of SEARCHERS."""
     scheduler: str = "asha"
@@ -98,16 +109,33 @@ class Plan:
         """The run folder of the default run: the recipe without a sample."""
         return self.folder / "default"
 
+    def of_method(self, method: str) -> Config:
+        """The configuration of another method's run whose generator makes a part of the probe."""
+        return resolve.resolve(
+            self.recipe, self.file, parse.merge(self.overrides, {"method": method, "variant": "paper"})
+        )
+
+    @property
+    def several_methods(self) -> bool:
+        """Whether a new probe has images of several methods' generators."""
+        return self.probe is None and self.probe_images.startswith(probe.METHODS_PREFIX)
+
+    @property
+    def data_free(self) -> bool:
+        """Whether the objective needs no real data."""
+        return self.objective in OBJECTIVES
+
     @property
     def metric(self) -> str:
         """The name of the objective in the metrics of a run."""
-        return PROBE_METRIC if self.objective == "agreement" else f"evaluation/student_{self.objective}"
+        return probe_metric(self.objective) if self.data_free else f"evaluation/student_{self.objective}"
 
     @property
     def objective_text(self) -> str:
-        """The objective as text for reports; it says whether the objective needs real data."""
-        if self.objective == "agreement":
-            return "agreement on the probe (data-free)"
+        """The objective as text for reports; it says what the probe is made of and whether real data is needed."""
+        if self.data_free:
+            of = "" if self.probe_images == probe.GENERATOR else f" of {self.probe_images}"
+            return f"{OBJECTIVES[self.objective].text} on the probe{of} (data-free)"
         return f"{self.objective} on real data (ORACLE: no data-free setting has it)"
 
 
@@ -121,17 +149,50 @@ def make(
     space: str,
     trials: int | None,
     searcher: str | None,
+    resume: bool = False,
     **options: Any,
 ) -> Plan:
-    """The plan of a command that is given in the current folder; `options` are other fields of Plan."""
+    """The plan of a command that is given in the current folder; `options` are other fields of Plan.
+
+    An option that is None has its default. A sweep that is resumed keeps its objective and what its probe is made of,
+    unless others are given: the defaults may have changed since it began.
+    """
     found = spaces.find(space)
+    if options.get("probe"):
+        if options.get("probe_images"):
+            raise UserError("--probe-images is about a new probe, and --probe gives another sweep's: leave one out")
+        options["probe_images"] = probe.made_of(options["probe"])
     if searcher is None:
         searcher = "random" if options["scheduler"] == "pbt" else "optuna"
     if trials is None:
         trials = len(spaces.grid(found)) if searcher == "grid" else NUM_TRIALS
-    plan = Plan(*arguments, found, searcher=searcher, trials=trials, working_dir=Path.cwd(), **options)
+    given = {name: value for name, value in options.items() if value is not None}
+    plan = Plan(*arguments, found, searcher=searcher, trials=trials, working_dir=Path.cwd(), **given)
+    located = _located(plan, output)
+    if not resume or (located.objective, located.probe_images) == _recorded(located.folder):
+        return located
+    objectives = [plan.objective] if "objective" in given else OBJECTIVES
+    kinds = [plan.probe_images] if "probe_images" in given else probe.KINDS
+    for objective, kind in itertools.product(objectives, kinds):
+        other = _located(replace(plan, objective=objective, probe_images=kind), output)
+        if (objective, kind) == _recorded(other.folder):
+            return other
+    return located
+
+
+def _located(plan: Plan, output: Path | None) -> Plan:
+    """The plan with its folder."""
     folder = output or Path("sweeps") / f"{plan.base.recipe}-{identity(plan)}"
     return replace(plan, folder=folder.absolute())
+
+
+def _recorded(folder: Path) -> tuple[str, str] | None:
+    """The objective of the sweep in a folder and what its probe is made of; None if there is no readable sweep."""
+    try:
+        content = json.loads((folder / "sweep.json").read_text())
+        return content["objective"], content.get("probe_images", probe.GENERATOR)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
 
 
 def seeds(text: str | None) -> list[int]:
@@ -153,72 +214,6 @@ def oracle_metric(config: Config) -> str | None:
     return f"evaluation/student_{tasks.load(config.task).primary_metric}" if config.data.name != "none" else None
 
 
-def check(plan: Plan) -> Config:
-    """Returns the configuration without a sample; raises UserError if parts of the plan do not fit together."""
-    config = plan.base
-    _one_of("--searcher", plan.searcher, SEARCHERS)
-    _one_of("--scheduler", plan.scheduler, SCHEDULERS)
-    if not METHODS[config.method].data_free or not METHODS[config.method].has_teacher:
-        raise UserError(f"method={config.method} generates no images for a probe: sweep a data-free method")
-    if config.max_minutes is not None:
-        raise UserError(f"max_minutes={config.max_minutes:g} would end each run early: limit the sweep with --minutes")
-    _check_objective(plan.objective, config)
-    spaces.check(plan.space, config)
-    if both := sorted(plan.space.keys() & flat_keys(plan.overrides)):
-        raise UserError(f"{both[0]} is given as an argument and is also in the space: remove one of them")
-    for name in ("trials", "total_rounds", "minutes", "parallel", "cpus"):
-        value = getattr(plan, name)
-        if value is not None and not value > 0:
-            raise UserError(f"--{name.replace('_', '-')} {value:g}: expected a number above 0")
-    if plan.probe:
-        probe.check(plan.probe, config)
-    if not (0 <= plan.gpus < 1 or (plan.gpus.is_integer() and plan.gpus > 0)):
-        raise UserError(f"--gpus {plan.gpus:g}: expected a part of one GPU, such as 0.5, or a whole number")
-    if plan.num_processes > 1 and plan.gpus % 1:
-        raise UserError(
-            f"--gpus {plan.gpus:g}: each of the {plan.num_processes} processes of a trial needs a whole GPU"
-        )
-    if plan.scheduler == "pbt":
-        _check_population(plan, config)
-    if plan.searcher == "grid" and plan.trials != (points := len(spaces.grid(plan.space))):
-        raise UserError(f"--trials {plan.trials}: the grid of this space has {points} points: leave --trials out")
-    return config
-
-
-def _one_of(option: str, name: str, known: tuple[str, ...]) -> None:
-    if name not in known:
-        raise UserError(f"{option} {name!r}: expected one of {', '.join(known)}{nearest(name, known)}")
-
-
-def _check_objective(objective: str, config: Config) -> None:
-    primary = tasks.load(config.task).primary_metric
-    _one_of("--objective", objective, ("agreement", primary))
-    if objective == primary and config.data.name == "none":
-        raise UserError(f"--objective {objective} needs real data, and data.name=none: use --objective agreement")
-
-
-def _check_population(plan: Plan, config: Config) -> None:
-    if others := [path for path in plan.space if not path.startswith("weights.")]:
-        raise UserError(f"--scheduler pbt changes values during a run; only weights.* can change, not {others[0]}")
-    if choices := [path for path, one in plan.space.items() if one.kind == "choice"]:
-        raise UserError(f"--scheduler pbt multiplies weights, but {choices[0]} is a choice: give it a range")
-    if plan.searcher != "random":
-        raise UserError(f"--scheduler pbt needs --searcher random, not {plan.searcher}")
-    if plan.parallel:
-        raise UserError("--parallel does not work with --scheduler pbt: limit the running trials with --cpus or --gpus")
-    if plan.trials < 2:
-        raise UserError(f"--scheduler pbt --trials {plan.trials}: a population needs at least 2 trials")
-
-
-def flat_keys(overlay: dict[str, Any]) -> set[str]:
-    """Every dotted path that a nested overlay sets."""
-    return {
-        f"{key}{'.' + rest if rest else ''}"
-        for key, value in overlay.items()
-        for rest in (flat_keys(value) if isinstance(value, dict) else {""})
-    }
-
-
 def identity(plan: Plan) -> str:
     """Eight hexadecimal digits of a hash over everything that determines the trials."""
     return hashlib.sha256(json.dumps(_determining(plan), sort_keys=True).encode()).hexdigest()[:8]
@@ -231,6 +226,8 @@ def _determining(plan: Plan) -> dict[str, Any]:
         "config": kept,
         "space": spaces.to_plain(plan.space),
         **{name: getattr(plan, name) for name in ("objective", "searcher", "scheduler", "trials")},
+        # Left out where it is that of the sweeps that began before there was a choice: they keep their names.
+        **({"probe_images": plan.probe_images} if plan.probe_images != probe.GENERATOR else {}),
         **({"probe": probe.load(probe.file_in(plan.probe)).sha256} if plan.probe else {}),
     }
 

@@ -1,16 +1,17 @@
 """The probe: a fixed set of generated images on which the students of a sweep are compared with the teacher.
 
 It needs no data. The images come from the default run (the recipe without a sample), at four points of that run, so
-that they show neither early noise alone nor the last generator alone. They are balanced over the classes that the
-teacher predicts. The probe is made once, its hash is recorded, and all trials use it.
+that they show neither early noise alone nor the last generator alone; or from such a run of each of several methods.
+They are balanced over the classes that the teacher predicts. Then each may be replaced by a view of it or by a mixture
+with another one. The probe is made once, its hash is recorded, and all trials use it.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,22 +21,31 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from harness import files
+from harness import task as tasks
 from harness.config import Config, image_shape
-from harness.distributed.runtime import Runtime
 from harness.errors import UserError
 from harness.files import sha256
-from harness.methods import METHODS
 from harness.networks import roles
 from harness.networks.layers import evaluating
-from harness.training import sources
-from harness.training.inversion import inverts
-from harness.training.pool import PREFIX, Pool
+from tune import generated, objectives
 
 SHARES = (0.10, 0.25, 0.50, 1.0)
 """Shares of the default run after which its generator makes a part of the probe."""
 
 NUM_IMAGES, MAX_BYTES = 2048, 64 * 2**20
 """The largest number of images in the probe, and their largest size in memory."""
+
+MAX_ANSWER_BYTES = 128 * 2**20
+"""The largest size of the teacher's log-probabilities for them, in half precision."""
+
+LOWEST = -6e4
+"""The lowest log-probability that is stored: half precision has no lower ones."""
+
+METHODS_OF_PROBE = ("ddad", "dfad", "dafl", "dfq")
+"""The methods whose generators make a probe of several methods, besides the sweep's own: those of every task."""
+
+GENERATOR, METHODS_PREFIX = "generator", "methods"
+"""Images of the default run's generator; of those of several methods."""
 
 CANDIDATES = 4
 """Images generated for each image kept: the classes are balanced by selection."""
@@ -56,6 +66,25 @@ class Probe:
     predictions: Tensor
     """Class indices [N], or maps of them [N, H, W]."""
     sha256: str
+    log_probabilities: Tensor | None = None
+    """The teacher's, [N, K] or [N, K, H, W], in half precision; None in a probe of an older version."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A run whose generator makes images of the probe."""
+
+    config: Config
+    run: Path
+    """Its run folder."""
+    method: str = ""
+    """Its method; empty for the default run."""
+
+
+KINDS = tuple(
+    f"{whose}+{change}" if change else whose for whose in (GENERATOR, METHODS_PREFIX) for change in generated.CHANGES
+)
+"""What a probe can be made of: whose images, and what replaces them."""
 
 
 def stages(rounds: int) -> dict[int, float]:
@@ -69,34 +98,51 @@ def interval(rounds: int) -> int:
     return max(1, rounds // NUM_CHECKPOINTS)
 
 
-def collect(config: Config, run: Path, folder: Path) -> None:
+def collect(sources: Sequence[Source], folder: Path, kind: str = GENERATOR) -> None:
     """Makes each missing part of the probe whose checkpoint exists, and the probe once all parts exist.
 
-    `config` and `run` are the configuration and the folder of the default run. Call this after each checkpoint, because
-    a run keeps only the latest ones.
+    The first source is the default run; `kind` is one of KINDS. Call this after each checkpoint, because a run keeps
+    only the latest ones.
     """
-    target = folder / "probe.safetensors"
-    for round_index in stages(config.rounds):
-        checkpoint, part = run / "checkpoints" / f"round-{round_index:08d}.safetensors", _part(folder, round_index)
-        if not target.exists() and checkpoint.exists() and not part.exists():
-            images, predictions = _make_part(config, checkpoint, round_index)
-            files.write(part, save({"images": images, "answers": predictions}))
-    parts = [_part(folder, round_index) for round_index in stages(config.rounds)]
+    target, parts = folder / "probe.safetensors", []
+    for source in sources:
+        for round_index in stages(source.config.rounds):
+            checkpoint = source.run / "checkpoints" / f"round-{round_index:08d}.safetensors"
+            parts.append(folder / f"part-{source.method and source.method + '-'}{round_index:08d}.safetensors")
+            if not target.exists() and checkpoint.exists() and not parts[-1].exists():
+                images = _make_part(source.config, checkpoint, round_index, len(SHARES) * len(sources))
+                files.write(parts[-1], save({"images": images}))
     if target.exists() or not all(part.exists() for part in parts):
         return
-    images, predictions = (torch.cat(tensors) for tensors in zip(*map(_read, parts), strict=True))
-    content = save({"images": images, "answers": predictions})
+    write(sources, torch.cat([_read(part)["images"] for part in parts]), folder, kind)
+    for part in parts:
+        part.unlink()
+
+
+def write(sources: Sequence[Source], images: Tensor, folder: Path, kind: str) -> None:
+    """Writes the probe of generated images [N, C, H, W], after the change that `kind` asks for, and its probe.json."""
+    config = sources[0].config
+    images = generated.CHANGES[kind.partition("+")[2]](config, images).contiguous()
+    predictions, log_probabilities = _answers(config, images)
+    content = save({"images": images, "answers": predictions, "log_probabilities": log_probabilities})
     counts = torch.bincount(_main_class(predictions), minlength=config.classes).tolist()
     summary = {
         "sha256": hashlib.sha256(content).hexdigest(),
+        "made_of": kind,
+        "methods": [source.config.method for source in sources],
         "rounds": list(stages(config.rounds)),
         "images": sum(counts),
         "images_by_class": counts,
     }
     files.write(folder / "probe.json", json.dumps(summary, indent=1) + "\n")
-    files.write(target, content)  # after probe.json, without which it could not be read
-    for part in parts:
-        part.unlink()
+    files.write(folder / "probe.safetensors", content)  # after probe.json, without which it could not be read
+
+
+def made_of(sweep: Path) -> str:
+    """What the probe in a sweep's folder is made of; UserError if it cannot be read."""
+    load(file_in(sweep))
+    kind: str = json.loads(file_in(sweep).with_name("probe.json").read_text()).get("made_of", GENERATOR)
+    return kind
 
 
 def file_in(sweep: Path) -> Path:
@@ -104,9 +150,15 @@ def file_in(sweep: Path) -> Path:
     return sweep / "probe" / "probe.safetensors"
 
 
-def check(sweep: Path, config: Config) -> None:
-    """Raises UserError if another sweep's probe does not fit a run: another image shape or another teacher."""
+def check(sweep: Path, config: Config, objective: str) -> None:
+    """Raises UserError if another sweep's probe does not fit: other image shape, other teacher, no probabilities."""
     found = load(file_in(sweep))
+    needs_probabilities = objective in objectives.OBJECTIVES and objective != objectives.WITHOUT_PROBABILITIES
+    if needs_probabilities and found.log_probabilities is None:
+        raise UserError(
+            f"--probe {sweep}: it is of an older version, without the teacher's probabilities that --objective "
+            f"{objective} needs: give --objective {objectives.WITHOUT_PROBABILITIES}, or a newer sweep"
+        )
     given, expected = tuple(found.images.shape[1:]), image_shape(config)
     if given != expected:
         raise UserError(
@@ -132,98 +184,70 @@ def load(path: Path) -> Probe:
     try:
         recorded = json.loads((path.parent / "probe.json").read_text())["sha256"]
         found = sha256(path)
-        images, predictions = _read(path)
+        tensors = _read(path)
+        images, predictions = tensors["images"], tensors["answers"]
     except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
         raise UserError(f"{path}: the probe cannot be read ({error}); every node needs the sweep's folder") from None
     if found != recorded:
         raise UserError(f"{path} has changed since the sweep began: restore the file, or start another sweep")
-    return Probe(images, predictions, found)
+    return Probe(images, predictions, found, tensors.get("log_probabilities"))
+
+
+def scores(probe: Probe, student: nn.Module, batch_size: int) -> dict[str, float]:
+    """The value of each data-free objective (`tune.objectives`) for a student; an older probe gives agreement only."""
+    weights = next(student.parameters())
+    with evaluating([student]):
+        return objectives.evaluate(
+            (
+                student(probe.images[rows].to(weights.device, weights.dtype)).cpu(),
+                probe.predictions[rows],
+                probe.log_probabilities[rows] if probe.log_probabilities is not None else None,
+            )
+            for rows in (slice(start, start + batch_size) for start in range(0, len(probe.images), batch_size))
+        )
 
 
 def agreement(probe: Probe, student: nn.Module, batch_size: int) -> float:
-    """The student's agreement with the teacher on the probe: the share of equal predictions, averaged over classes.
-
-    Each class that the teacher predicts has the same weight. Balancing the images cannot give that for label maps or
-    for rare classes.
-    """
-    weights = next(student.parameters())
-    with evaluating([student]):
-        batches = (x.to(weights.device, weights.dtype) for x in probe.images.split(batch_size))
-        predicted = torch.cat([student(x).argmax(1).cpu() for x in batches])
-    equal = (predicted == probe.predictions).double().flatten()
-    classes = probe.predictions.long().flatten()
-    count = torch.bincount(classes).double()
-    num_equal = torch.bincount(classes, weights=equal)
-    return float((num_equal[count > 0] / count[count > 0]).mean())
+    """The share of equal predictions of student and teacher, averaged over the classes that the teacher predicts."""
+    return scores(probe, student, batch_size)["agreement"]
 
 
-def restored(module: nn.Module, checkpoint: Path, name: str) -> nn.Module:
-    """Loads the weights of the player `name` from a checkpoint into `module`, and moves it to the GPU if there is one.
-
-    If the run averages this player's weights, these are the averages, as in the run's evaluations and its result.
-    """
-    state: dict[str, Tensor] = {}
-    with safetensors.safe_open(checkpoint, framework="pt") as file:
-        for prefix in (f"{name}/model/", f"{name}/average/"):
-            keys = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118 - not a dictionary
-            state |= {key.removeprefix(prefix): file.get_tensor(key) for key in keys}
-    module.load_state_dict(state)
-    return module.to("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def last_checkpoint(run: Path) -> Path | None:
-    """The latest checkpoint in a run folder; None if there is none."""
-    return max((run / "checkpoints").glob("round-*.safetensors"), default=None)
-
-
-def generated(config: Config, checkpoint: Path, *keys: int | str) -> Iterator[Tensor]:
-    """Yields batches of images [B, C, H, W] without end, from the generator in a checkpoint, in train mode.
-
-    For methods that optimise each batch by many steps the images come from the checkpoint's pool: such a run has no
-    generator that makes all of its images. `keys` select other latents.
-    """
-    if inverts(METHODS[config.method].turns(config)):
-        yield from _pooled(config, checkpoint, *keys)
-    generator = restored(roles.generator(config), checkpoint, "generator").train()
-    device = next(generator.parameters()).device
-    index = 0
-    while True:
-        size = config.batch_size
-        z, _ = sources.drawn(config, sources.class_centres(config), range(size), size, *keys, index)
-        with torch.no_grad():
-            yield generator(z.to(device))
-        index += 1
-
-
-def _pooled(config: Config, checkpoint: Path, *keys: int | str) -> Iterator[Tensor]:
-    """Yields batches of images without end, drawn from the pool in a checkpoint."""
-    pool = Pool(config, Runtime(config), fresh=())
-    with safetensors.safe_open(checkpoint, framework="pt") as file:
-        names = [name for name in file.keys() if name.startswith(PREFIX)]  # noqa: SIM118 - not a dictionary
-        pool.load({name: file.get_tensor(name) for name in names})
-    for index in itertools.count():
-        yield pool.sample(config.batch_size, *keys, index)
-
-
-def _make_part(config: Config, checkpoint: Path, round_index: int) -> tuple[Tensor, Tensor]:
-    """One generator's part, images and predictions: an equal number of each class, or fewer if it made fewer."""
-    batches = generated(config, checkpoint, "probe", round_index)
+def _make_part(config: Config, checkpoint: Path, round_index: int, num_parts: int) -> Tensor:
+    """One generator's part of the images: an equal number of each class that the teacher predicts, or fewer."""
+    batches = generated.images(config, checkpoint, "probe", round_index)
     teacher = roles.teacher(config)
     x = next(batches)
     teacher = teacher.to(x.device)
-    num_images = min(NUM_IMAGES, MAX_BYTES // (x[0].numel() * 4)) // len(SHARES)
-    kept_images, kept_predictions = [], []
+    num_images = _capacity(config) // num_parts
+    kept = []
     left = torch.full((config.classes,), max(1, num_images // config.classes))
     with evaluating([teacher]):
         for _ in range(-(-CANDIDATES * num_images // config.batch_size)):
             predictions = teacher(x).argmax(1).cpu()
-            for image, predicted, main in zip(x.cpu(), predictions, _main_class(predictions).tolist(), strict=True):
+            for image, main in zip(x.cpu(), _main_class(predictions).tolist(), strict=True):
                 if left[main] > 0:
                     left[main] -= 1
-                    kept_images.append(image.float().contiguous())
-                    kept_predictions.append(predicted)
+                    kept.append(image.float().contiguous())
             x = next(batches)
-    return torch.stack(kept_images), torch.stack(kept_predictions).to(torch.int16)
+    return torch.stack(kept)
+
+
+def _capacity(config: Config) -> int:
+    """The number of images in a probe."""
+    shape = image_shape(config)
+    answers = tasks.load(config.task).answer_shape(config.classes, *shape[1:])
+    return min(NUM_IMAGES, MAX_BYTES // (math.prod(shape) * 4), MAX_ANSWER_BYTES // (math.prod(answers) * 2))
+
+
+def _answers(config: Config, images: Tensor) -> tuple[Tensor, Tensor]:
+    """The teacher's classes, int16, and log-probabilities, fp16, for images."""
+    teacher = roles.teacher(config).to("cuda" if torch.cuda.is_available() else "cpu")
+    weights = next(teacher.parameters())
+    with evaluating([teacher]):
+        batches = images.split(config.batch_size)
+        logits = [teacher(x.to(weights.device, weights.dtype)).float().cpu() for x in batches]
+    classes = torch.cat([one.argmax(1).to(torch.int16) for one in logits])
+    return classes, torch.cat([one.log_softmax(1).clamp(min=LOWEST).half() for one in logits])
 
 
 def _main_class(predictions: Tensor) -> Tensor:
@@ -231,10 +255,6 @@ def _main_class(predictions: Tensor) -> Tensor:
     return predictions.long() if predictions.dim() == 1 else predictions.long().flatten(1).mode(1).values
 
 
-def _part(folder: Path, round_index: int) -> Path:
-    return folder / f"part-{round_index:08d}.safetensors"
-
-
-def _read(path: Path) -> tuple[Tensor, Tensor]:
+def _read(path: Path) -> dict[str, Tensor]:
     with safetensors.safe_open(path, framework="pt") as file:
-        return file.get_tensor("images"), file.get_tensor("answers")
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary

@@ -14,7 +14,7 @@ from harness.networks.layers import evaluating
 from harness.run import metrics, pictures
 from harness.tracking import Experiment
 from harness.training.record import NUM_SAMPLES, class_names
-from tune import configs, probe, trial
+from tune import configs, generated, trial
 from tune.mlflow_runs import STATUS
 from tune.plan import Plan
 from tune.records import TrialRecord
@@ -57,6 +57,7 @@ def publish(plan: Plan, base: Config, content: dict[str, Any], parent: Experimen
         "sweep_run": plan.parent,
         "trial": best.id,
         "objective": plan.objective_text,
+        "probe_images": plan.probe_images,
         "value": best.objective,
         "seed": config.seed,
         "teacher_sha256": (content["teacher"] or {}).get("sha256"),
@@ -72,9 +73,9 @@ def _pictures(config: Config, path: Path) -> list[Path]:
     """Draws the curves of a trial, and its generated images with the predictions of teacher and student."""
     curves, samples = path / "curves.png", path / "samples.png"
     pictures.curves(metrics.read(path / "metrics.jsonl"), curves, f"{config.recipe}, {path.name}")
-    checkpoint = probe.last_checkpoint(path)
+    checkpoint = generated.last_checkpoint(path)
     assert checkpoint is not None
-    x = next(probe.generated(config, checkpoint, "samples"))[:NUM_SAMPLES]
+    x = next(generated.images(config, checkpoint, "samples"))[:NUM_SAMPLES]
     student, teacher = trial.student(config, path), roles.teacher(config).to(x.device)
     with evaluating([student, teacher]):
         t, s = teacher(x).float().cpu(), student(x).float().cpu()

@@ -45,6 +45,7 @@ def write(plan: Plan, base: Config) -> dict[str, Any]:
         "folder": str(plan.folder),
         "identity": identity(plan),
         "objective": plan.objective_text,
+        "probe_images": plan.probe_images,
         "trials": len(trials),
         "outcomes": {name: sum(record.outcome == name for record in trials) for name in records.OUTCOMES},
         "limit": records.limit(plan),
@@ -64,11 +65,13 @@ def write(plan: Plan, base: Config) -> dict[str, Any]:
     return content
 
 
-def _headings(plan: Plan) -> tuple[str, str]:
-    """The headings of both scores, with a mark at the objective; the second is empty without data."""
-    marks = (" (objective)", "") if plan.objective == "agreement" else ("", " (objective)")
+def _headings(plan: Plan) -> dict[str, str]:
+    """{field of a record: heading} of the scores, with a mark at the objective; `oracle` only with data."""
     metric = (oracle_metric(plan.base) or "").removeprefix("evaluation/student_")
-    return f"probe agreement{marks[0]}", f"oracle: {metric}{marks[1]}" if metric else ""
+    found = {"agreement": "probe agreement"} | ({"oracle": f"oracle: {metric}"} if metric else {})
+    own = "oracle" if not plan.data_free else "agreement" if plan.objective == "agreement" else "objective"
+    found = ({"objective": f"probe {plan.objective}"} if own == "objective" else {}) | found
+    return found | {own: f"{found[own]} (objective)"}
 
 
 def _page(plan: Plan, base: Config, trials: Sequence[TrialRecord], content: dict[str, Any]) -> Iterator[str]:
@@ -95,16 +98,15 @@ def _page(plan: Plan, base: Config, trials: Sequence[TrialRecord], content: dict
 
 def _trials_table(plan: Plan, trials: Sequence[TrialRecord], content: dict[str, Any]) -> list[str]:
     """The default run and below it the trials, the best first."""
-    agreement, real = _headings(plan)
-    head = ["trial", "outcome", "updates", agreement, *([real] if real else []), *plan.space]
-    default = content["default"]
-    rows = [["defaults", "finished", str(student_updates(plan.base)), _percent(default["agreement"]),
-             *([_percent(default["oracle"])] if real else []), *("" for _ in plan.space)]]  # fmt: skip
+    headings, default = _headings(plan), content["default"]
+    head = ["trial", "outcome", "updates", *headings.values(), *plan.space]
+    rows = [["defaults", "finished", str(student_updates(plan.base)), *(_percent(default[name]) for name in headings),
+             *("" for _ in plan.space)]]  # fmt: skip
     for record in trials:
         mark = " **best**" if content["best"] and record.id == content["best"]["id"] else ""
         values = [_short(record.sample.get(path)) for path in plan.space]
-        rows.append([f"{record.id}{mark}", record.outcome, str(record.student_updates), _percent(record.agreement),
-                     *([_percent(record.oracle)] if real else []), *values])  # fmt: skip
+        scores = [_percent(getattr(record, name)) for name in headings]
+        rows.append([f"{record.id}{mark}", record.outcome, str(record.student_updates), *scores, *values])
     return pipe_table(head, rows, num_text=2)
 
 
@@ -117,13 +119,12 @@ def _correlations_table(found: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _repetitions_table(plan: Plan, found: dict[str, dict[str, Any]]) -> list[str]:
-    agreement, real = _headings(plan)
-    names = ["agreement", *(["oracle"] if real else [])]
+    headings = _headings(plan)
     rows = [
-        [kind, str(scores["agreement"]["n"]), *(_mean(scores[name]) for name in names), str(scores["failed"]["n"])]
+        [kind, str(scores["agreement"]["n"]), *(_mean(scores[name]) for name in headings), str(scores["failed"]["n"])]
         for kind, scores in found.items()
     ]
-    return pipe_table(["configuration", "seeds", agreement, *([real] if real else []), "failed"], rows)
+    return pipe_table(["configuration", "seeds", *headings.values(), "failed"], rows)
 
 
 def _percent(value: float | None) -> str:
@@ -141,17 +142,17 @@ def _short(value: object) -> str:
 def _draw(plan: Plan, trials: Sequence[TrialRecord], path: Path) -> None:
     """Draws the evaluated trials as parallel coordinates; nothing if there are none."""
     scored = [record for record in trials if record.objective is not None and record.outcome != "failed"]
-    values = [[record.agreement for record in scored], [record.oracle for record in scored]]
+    columns = {heading: [getattr(record, name) for record in scored] for name, heading in _headings(plan).items()}
     scores = {
-        f"{name}, %": [math.nan if value is None else 100 * value for value in column]
-        for name, column in zip(_headings(plan), values, strict=True)
+        f"{heading}, %": [math.nan if value is None else 100 * value for value in column]
+        for heading, column in columns.items()
         if any(value is not None for value in column)
     }
-    if plan.objective != "agreement":  # the first score gives the colours: the objective
+    if not plan.data_free:  # the first score gives the colours: the objective
         scores = dict(reversed(scores.items()))
     if scored:
-        columns = {path: [record.sample.get(path) for record in scored] for path in plan.space}
-        plots.draw_trials(columns, scores, [record.outcome != "finished" for record in scored], path)
+        samples = {path: [record.sample.get(path) for record in scored] for path in plan.space}
+        plots.draw_trials(samples, scores, [record.outcome != "finished" for record in scored], path)
 
 
 def _csv(plan: Plan, trials: Sequence[TrialRecord]) -> str:

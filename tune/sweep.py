@@ -12,9 +12,10 @@ from harness import files, tracking
 from harness.config import Config
 from harness.errors import UserError
 from harness.run import folder as run_folder
-from tune import limits, mlflow_runs, probe, publish, records, report, trial
+from tune import configs, limits, mlflow_runs, probe, publish, records, report, trial
+from tune.checks import check
 from tune.interrupts import Signals
-from tune.plan import Plan, check, record
+from tune.plan import Plan, record
 from tune.ray_backend import cluster, processes, search
 from tune.records import Echo
 
@@ -60,6 +61,9 @@ def _run(
     if not plan.probe_file.exists() or run_folder.result(plan.default_folder) is None:
         echo("default run: the recipe without a sample" + ("" if plan.probe else "; its generator makes the probe"))
         processes.call_all(plan, [(trial.default_run, (plan,))])
+        for index, source in enumerate(configs.sources(plan)[1:], 1):
+            echo(f"run of {source.method}: its generator makes a part of the probe too")
+            processes.call_all(plan, [(trial.default_run, (plan, index))])
     mlflow_runs.log_probe(plan, parent)
     if not records.search_ended(plan):
         _search(plan, signals, echo)

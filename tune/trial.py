@@ -19,8 +19,8 @@ from harness.errors import Diverged, UserError
 from harness.networks import roles
 from harness.run import folder
 from harness.training import distill
-from tune import configs, population, probe, run_folders
-from tune.plan import PROBE_METRIC, Plan, oracle_metric
+from tune import configs, generated, population, probe, run_folders
+from tune.plan import PROBE_METRIC, Plan, oracle_metric, probe_metric
 from tune.population import Origin
 
 
@@ -57,7 +57,7 @@ def train_here(plan: Plan, config: Config, path: Path) -> Results:
     """Trains this process's part of a trial. Yields a result after each evaluation on rank 0, none on other ranks."""
     if rank() == 0:
         population.wait_until_closed(path)
-    with closing(distill.rounds(config, path, judge=probe_metric(plan, config))) as reports:
+    with closing(distill.rounds(config, path, judge=probe_judge(plan, config))) as reports:
         for report in reports:
             if rank() > 0:
                 continue
@@ -106,27 +106,34 @@ def _result(
     return TrialResult(float(values[plan.metric]), updates, round_index, str(path), outcome, **scores)
 
 
-def probe_metric(plan: Plan, config: Config) -> Callable[[nn.Module], dict[str, float]]:
-    """The function that adds a student's agreement on the probe to the metrics of each evaluation."""
+def probe_judge(plan: Plan, config: Config) -> Callable[[nn.Module], dict[str, float]]:
+    """The function that adds a student's data-free objectives on the probe to the metrics of each evaluation."""
     loaded = probe.load(plan.probe_file)
-    return lambda student: {PROBE_METRIC: probe.agreement(loaded, student, config.batch_size)}
+
+    def judge(student: nn.Module) -> dict[str, float]:
+        return {probe_metric(name): value for name, value in probe.scores(loaded, student, config.batch_size).items()}
+
+    return judge
 
 
-def default_run(plan: Plan) -> None:
-    """Runs the recipe without a sample, and makes the probe from its checkpoints; existing files are kept."""
-    config, path, target = configs.of_default_run(plan), plan.default_folder, plan.probe_file.parent
+def default_run(plan: Plan, index: int = 0) -> None:
+    """Runs the recipe without a sample, and makes the probe from its checkpoints; existing files are kept.
+
+    With `index` another of the runs whose generators make the probe (`tune.configs.sources`), one after the other.
+    """
+    sources, target = configs.sources(plan), plan.probe_file.parent
     if rank() == 0:
-        probe.collect(config, path, target)
-    for _ in distill.rounds(config, path):
+        probe.collect(sources, target, plan.probe_images)
+    for _ in distill.rounds(sources[index].config, sources[index].run):
         if rank() == 0:
-            probe.collect(config, path, target)
+            probe.collect(sources, target, plan.probe_images)
 
 
 def repeat(plan: Plan, config: Config, path: Path) -> dict[str, Any]:
     """Runs a configuration to its end, with evaluations on the probe; returns its final values, or {"error": ...}."""
     config = configs.of_repetition(plan, config)
     try:
-        for _ in distill.rounds(config, path, judge=probe_metric(plan, config)):
+        for _ in distill.rounds(config, path, judge=probe_judge(plan, config)):
             pass
         return run_folders.final_values(path) if rank() == 0 else {}
     except Diverged as error:
@@ -135,7 +142,7 @@ def repeat(plan: Plan, config: Config, path: Path) -> dict[str, Any]:
 
 def student(config: Config, path: Path) -> nn.Module:
     """The student in the last checkpoint of a run folder; UserError if there is no checkpoint."""
-    checkpoint = probe.last_checkpoint(path)
+    checkpoint = generated.last_checkpoint(path)
     if checkpoint is None:
         raise UserError(f"{path} has no checkpoint yet: resume the sweep")
-    return probe.restored(roles.student(config, folder.structure(path)), checkpoint, "student")
+    return generated.restored(roles.student(config, folder.structure(path)), checkpoint, "student")

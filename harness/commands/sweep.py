@@ -21,8 +21,9 @@ def sweep(
     trials: Annotated[int | None, typer.Option(help="Trials; default 16, or all points of a grid.")] = None,
     output: Annotated[Path | None, typer.Option(help="The sweep's folder; default sweeps/<recipe>-<hash>.")] = None,
     objective: Annotated[
-        str, typer.Option(help="agreement (data-free), or the task's metric on real data, an oracle: accuracy or miou.")
-    ] = "agreement",
+        str | None,
+        typer.Option(help="agreement (default), kl, confidence: data-free; accuracy, miou: an oracle, on real data."),
+    ] = None,
     searcher: Annotated[str | None, typer.Option(help="optuna (default), random or grid.")] = None,
     scheduler: Annotated[str, typer.Option(help="asha, none, or pbt over weights.")] = "asha",
     total_rounds: Annotated[int | None, typer.Option(help="Rounds of all trials together, then no more.")] = None,
@@ -33,6 +34,10 @@ def sweep(
     address: Annotated[str | None, typer.Option(help="A Ray cluster that runs; default one of this machine's.")] = None,
     probe: Annotated[
         Path | None, typer.Option(help="Another sweep's folder, whose probe judges here too; default its own.")
+    ] = None,
+    probe_images: Annotated[
+        str | None,
+        typer.Option(help="What a new probe is made of: generator (default) or methods, alone or +views or +mixtures."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a sweep that was ended; finished stays.")] = False,
     retrain: Annotated[
@@ -46,10 +51,10 @@ def sweep(
     plan = plans.make(
         (recipe, file, overrides), output, space=space, trials=trials, objective=objective, searcher=searcher,
         scheduler=scheduler, total_rounds=total_rounds, minutes=minutes, cpus=cpus, gpus=gpus, parallel=parallel,
-        address=address, probe=probe,
+        address=address, probe=probe, probe_images=probe_images, resume=resume,
     )  # fmt: skip
     seeds = plans.seeds(retrain)
-    plans.check(plan)
+    importlib.import_module("tune.checks").check(plan)
     try:
         found = importlib.import_module("tune.sweep").sweep(plan, resume, seeds, say)
     except KeyboardInterrupt:

@@ -161,7 +161,7 @@ def of_experiment(name: str, uri: str) -> tuple[list[Run], Objective | None]:
     sweeps = [record for record in records if record.tags.get("kind") == "sweep"]
     objectives = {
         Objective(
-            "probe_agreement" if record.tags["data_free_objective"] == "true" else record.params["objective"],
+            f"{'probe_' * (record.tags['data_free_objective'] == 'true')}{record.params['objective']}",
             record.tags["objective"],
         )
         for record in sweeps

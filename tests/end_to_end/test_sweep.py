@@ -317,7 +317,11 @@ def test_mistakes_are_refused_before_anything_starts(
     assert "no such space; did you mean 'turns'" in ddad(*sweep, "--space", "turn").complaint()
     assert "unknown recipe 'digit'" in ddad("sweep", "digit").complaint()
     assert "--retrain '4-0': expected seeds" in ddad(*sweep, "--retrain", "4-0").complaint()
-    assert "--objective 'miou': expected one of agreement, accuracy" in ddad(*sweep, "--objective", "miou").complaint()
+    assert "expected one of agreement, kl, confidence, accuracy" in ddad(*sweep, "--objective", "miou").complaint()
+    line = ddad(*sweep, "--objective", "confidenc").complaint()
+    assert "--objective 'confidenc': expected one of" in line and "did you mean 'confidence'" in line
+    line = ddad(*sweep, "--probe-images", "methods+view").complaint()
+    assert "--probe-images 'methods+view'" in line and "did you mean 'methods+views'" in line
     assert sorted(workplace.iterdir()) == before
 
 

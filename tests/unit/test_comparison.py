@@ -17,7 +17,7 @@ from harness.errors import UserError
 from harness.training.distill import distill
 from harness.training.inversion import num_steps
 from tune import spaces
-from tune.probe import last_checkpoint
+from tune.generated import last_checkpoint
 
 
 def row(method: str, seed: int, score: float, **other: Any) -> dict[str, Any]:

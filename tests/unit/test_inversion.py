@@ -25,7 +25,7 @@ from harness.training.machine import Machine
 from tests.distributed import slopes
 from tests.unit.test_baselines import build, play_round
 from tests.unit.test_losses import P, Q, logits, value
-from tune import probe
+from tune import generated
 
 METHODS = ("deepinversion", "cmi", "fast", "nayer")
 
@@ -312,5 +312,5 @@ def test_a_sweep_probes_what_the_pool_holds(tmp_path: Path) -> None:
     checkpoint.store(tmp_path, built.players, {"round": 1}, keep=1, others=built.sources.kept(1))
     assert built.sources.pool
     held = {row.numpy().tobytes() for row in built.sources.pool.draw(0, 1, 0)[0]}
-    x = next(probe.generated(built.config, tmp_path / "round-00000001.safetensors", "probe", 8))
+    x = next(generated.images(built.config, tmp_path / "round-00000001.safetensors", "probe", 8))
     assert len(x) == 8 and {row.numpy().tobytes() for row in x} <= held

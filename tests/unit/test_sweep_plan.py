@@ -13,7 +13,7 @@ import pytest
 from harness.errors import UserError
 from harness.training.inversion import num_steps
 from tests.sweeps import OVERRIDES, make_plan
-from tune import configs, plan, spaces
+from tune import checks, configs, plan, spaces
 
 
 def test_trials_with_other_student_steps_have_the_same_number_of_student_updates(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_the_image_steps_of_a_batch_do_not_depend_on_student_steps(tmp_path: Pat
 def mistakes() -> Iterator[tuple[dict[str, Any], str]]:
     yield {"searcher": "hyperband"}, "--searcher 'hyperband': expected one of optuna, random, grid"
     yield {"scheduler": "ashe"}, "--scheduler 'ashe': expected one of asha, none, pbt"
-    yield {"objective": "miou"}, "--objective 'miou': expected one of agreement, accuracy"
+    yield {"objective": "miou"}, "--objective 'miou': expected one of agreement, kl, confidence, accuracy"
     yield (
         {"overrides": {**OVERRIDES, "method": "kd"}},
         "method=kd generates no images for a probe",
@@ -100,7 +100,7 @@ def mistakes() -> Iterator[tuple[dict[str, Any], str]]:
 @pytest.mark.parametrize(("fields", "message"), list(mistakes()))
 def test_an_inconsistent_plan_is_refused(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as error:
-        plan.check(make_plan(tmp_path, **fields))
+        checks.check(make_plan(tmp_path, **fields))
     assert message in str(error.value)
     assert list(tmp_path.iterdir()) == []
 
@@ -110,9 +110,9 @@ def test_an_objective_on_real_data_needs_data_and_is_called_an_oracle(tmp_path: 
     with pytest.raises(
         UserError, match=r"--objective accuracy needs real data, and data\.name=none: use --objective agreement"
     ):
-        plan.check(make_plan(tmp_path, objective="accuracy", overrides=without))
+        checks.check(make_plan(tmp_path, objective="accuracy", overrides=without))
     with_data = make_plan(tmp_path, objective="accuracy")
-    plan.check(with_data)
+    checks.check(with_data)
     assert "ORACLE" in with_data.objective_text
     assert "data-free" in make_plan(tmp_path).objective_text
 

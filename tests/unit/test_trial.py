@@ -20,7 +20,7 @@ from harness.run import folder as run_folder
 from harness.training import distill
 from tests.helpers import without_curves
 from tests.sweeps import OVERRIDES, SAMPLE, make_plan, make_record
-from tune import configs, plan, probe, records, report, run_folders, trial
+from tune import checks, configs, generated, plan, probe, records, report, run_folders, trial
 from tune.plan import PROBE_METRIC, Plan
 from tune.population import Origin
 from tune.trial import TrialResult
@@ -66,9 +66,9 @@ def test_the_probe_is_made_from_four_checkpoints_of_the_default_run_and_kept(pre
 
 def test_the_probe_contains_images_of_the_default_runs_generator(prepared: Plan) -> None:
     config = prepared.base
-    last = probe.last_checkpoint(prepared.default_folder)
+    last = generated.last_checkpoint(prepared.default_folder)
     assert last is not None and last.name == "round-00000008.safetensors"
-    candidates = next(probe.generated(config, last, "probe", 8))
+    candidates = next(generated.images(config, last, "probe", 8))
     found = probe.load(prepared.probe_file)
     kept = [bool((found.images == image).all((1, 2, 3)).any()) for image in candidates]
     assert all(kept), "the first batch does not exceed the equal number of any class"
@@ -86,7 +86,7 @@ def test_the_parts_of_the_probe_are_made_at_checkpoints() -> None:
 def test_a_sweep_can_use_the_probe_of_another_sweep(prepared: Plan, tmp_path: Path) -> None:
     overrides = {**OVERRIDES, "method": "dfad"}
     second = make_plan(tmp_path, overrides=overrides, probe=prepared.folder)
-    assert plan.check(second).method == "dfad"
+    assert checks.check(second).method == "dfad"
     assert plan.identity(second) != plan.identity(make_plan(tmp_path, overrides=overrides))
     probe.copy(prepared.folder, second.probe_file)
     trial.default_run(second)
@@ -109,9 +109,9 @@ def test_a_probe_with_other_images_or_of_another_teacher_is_refused(
     overrides: dict[str, Any], message: str, prepared: Plan, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=message):
-        plan.check(make_plan(tmp_path, overrides={**OVERRIDES, **overrides}, probe=prepared.folder))
+        checks.check(make_plan(tmp_path, overrides={**OVERRIDES, **overrides}, probe=prepared.folder))
     with pytest.raises(UserError, match="the probe cannot be read"):
-        plan.check(make_plan(tmp_path, probe=tmp_path))
+        checks.check(make_plan(tmp_path, probe=tmp_path))
 
 
 def test_a_changed_probe_is_refused(prepared: Plan, tmp_path: Path) -> None:
@@ -127,14 +127,15 @@ def test_the_probe_is_complete_or_absent(prepared: Plan, tmp_path: Path) -> None
     """After an interruption between its two files the probe can be made again."""
     found = probe.load(prepared.probe_file)
     for round_index, images in zip(probe.stages(8), found.images.chunk(4), strict=True):
-        part = {"images": images.clone(), "answers": found.predictions[: len(images)].clone()}
+        part = {"images": images.clone(), "answers": found.predictions[: len(images)].clone()}  # as of older versions
         save_file(part, tmp_path / f"part-{round_index:08d}.safetensors")
+    sources = [probe.Source(prepared.base, tmp_path / "absent")]
     (tmp_path / "probe.json").mkdir()  # it cannot be written
     with pytest.raises(UserError, match=r"cannot write .*probe\.json"):
-        probe.collect(prepared.base, tmp_path / "absent", tmp_path)
+        probe.collect(sources, tmp_path)
     assert not (tmp_path / "probe.safetensors").exists()
     (tmp_path / "probe.json").rmdir()
-    probe.collect(prepared.base, tmp_path / "absent", tmp_path)
+    probe.collect(sources, tmp_path)
     assert torch.equal(probe.load(tmp_path / "probe.safetensors").images, found.images)
 
 
