@@ -104,6 +104,9 @@ PAIRS: dict[str, Suite] = {
 """A pair of networks, and what its student starts from."""
 
 
+RESNET20_HALF = _third_party("cifar10", 10, "resnet20", "cifar10/akamaster/resnet20-12fca82f.th", *AKAMASTER, *HALF)
+"""The pair of benchmarks.objectives on CIFAR-10."""
+
 HEADER = ["pair", "method", "seeds", "teacher", "student", "agreement", "seconds", "rounds", "student updates"]
 
 
