@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import math
 import random
 import sys
@@ -130,7 +131,7 @@ def probes(suite: str, rounds: int) -> dict[str, Path]:
     plain = {probe.GENERATOR: sources[:1], probe.METHODS_PREFIX: sources}
     if not all((path / "probe.safetensors").exists() for path in folders.values()):
         for source in sources:
-            for _ in distill.rounds(source.config, source.run):
+            for _ in itertools.chain([None], distill.rounds(source.config, source.run)):  # None: what a kill left
                 for kind, used in plain.items():
                     probe.collect(used, folders[kind], kind)
         for kind in probe.KINDS:
