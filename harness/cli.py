@@ -117,6 +117,7 @@ def evaluate(
     words: Annotated[list[str] | None, typer.Argument(help="Any number of data.FIELD=value.")] = None,
     network: Annotated[str | None, typer.Option(help="A network's name, as in teacher.network.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Its weights.")] = None,
+    onnx: Annotated[Path | None, typer.Option(help="Instead of a network: an ONNX file of ddad export.")] = None,
     entry: Annotated[str | None, typer.Option(help="Which weights of that file, such as state_dict_ema.")] = None,
     data: Annotated[str | None, typer.Option(help="A data set's name.")] = None,
     root: Annotated[Path | None, typer.Option(help="Where data sets are; default $DDAD_DATA or ./data.")] = None,
@@ -129,21 +130,23 @@ def evaluate(
     classes: Annotated[int | None, typer.Option(help="Number of classes; default the data set's own.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score a run's teacher and student again, or any network on a data set."""
+    """Score a run's teacher and student again, or any network or ONNX file on a data set."""
     from harness.commands import evaluate
 
-    if run is not None and network is not None and "=" in str(run):
+    if run is not None and (network is not None or onnx is not None) and "=" in str(run):
         run, words = None, [str(run), *(words or [])]
-    if (run is None) == (network is None):
-        raise UserError("name either a run folder, or --network, --checkpoint and --data")
+    if sum(given is not None for given in (run, network, onnx)) != 1:
+        raise UserError("name either a run folder, or --network, --checkpoint and --data, or --onnx and --data")
     over = data_fields(words or [])
     if run is not None:
         if entry is not None:
             raise UserError("--entry goes with --network and --checkpoint: a run has its own teacher.entry")
         found = evaluate.of_run(run, say, {"data.name": data, "data.root": root and str(root)}, over)
     else:
-        if checkpoint is None or data is None:
-            raise UserError("--network goes with --checkpoint and --data")
+        if data is None or (checkpoint is None) == (onnx is None):
+            raise UserError("--network goes with --checkpoint and --data, --onnx with --data")
+        if onnx is not None and entry is not None:
+            raise UserError("--entry goes with --network and --checkpoint: an ONNX file holds one network")
         given: dict[str, object] = {
             "data.root": root and str(root),
             "teacher.channels": channels,
@@ -154,7 +157,11 @@ def evaluate(
             "data.size": to_size(size),
             "teacher.entry": entry,
         }
-        found = evaluate.of_network(str(network), checkpoint, data, given, over, say)
+        if onnx is not None:
+            found = evaluate.of_onnx(onnx, data, given, over, say)
+        else:
+            assert checkpoint is not None
+            found = evaluate.of_network(str(network), checkpoint, data, given, over, say)
     show(found, as_json, evaluate.table)
 
 
@@ -180,13 +187,20 @@ def export(
     run: Run,
     kind: Annotated[str, typer.Option("--format", help="safetensors, onnx or torch.export.")] = "safetensors",
     output: Annotated[Path | None, typer.Option(help="The file; default in the run folder.")] = None,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="With --format onnx: in 8 bits, calibrated without data.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write the student for use elsewhere, checked against the original."""
+    """Write the student for use elsewhere, checked against the original, and what it takes."""
+    from harness.commands import footprint
     from harness.commands.export import export as write
 
-    found = write(run, kind, output)
-    show(found, as_json, lambda _: [f"{found['file']}: largest difference {found['max_difference']:.2g}"])
+    found = write(run, kind, output, int8, say)
+    if as_json:
+        show(found, True, lambda _: [])
+    else:
+        footprint.show(found)
 
 
 @app.command()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from harness import config
 from harness import task as tasks
-from harness.commands import recorded
+from harness.commands import onnx_file, recorded
 from harness.config import UNTRAINED, Config
 from harness.config.parse import Overlay, merge, nest
 from harness.distributed.runtime import Runtime
@@ -58,6 +58,31 @@ def of_run(
         **({"sizes": scores.sizes} if scores.sizes else {}),
         "missing": last.missing,
     }
+
+
+def of_onnx(
+    file: Path,
+    data: str,
+    given: Mapping[str, Any],
+    over: Overlay | None = None,
+    warn: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Scores of an ONNX file of `ddad export` on the test images of a data set: {"onnx", "data", metrics}.
+
+    Normalisation, size and classes are those in the .json beside the file, or, where there is none, the data set's,
+    which `warn` is told; `given` and `over` set others, as for `of_network`.
+    """
+    network = onnx_file.Network(file)
+    about = onnx_file.described(file)
+    if about is None:
+        warn(f"no {file.name}.json beside the file: normalisation and size are those of {data}, or as options say")
+    own = _as_described(about, network.shape) if about else {}
+    chosen = {key: value for key, value in given.items() if value is not None}
+    settings = _settings(str(file), data, merge(nest({**own, **chosen}), over or {}))
+    roles.check_answer(f"--onnx {file}", network, settings)
+    scores = evaluate.measure(settings, None, network.eval(), None, Runtime(settings))
+    described = {"onnx": str(file), "data": data, **scores.student}
+    return described | ({"sizes": scores.sizes["student"]} if scores.sizes else {})
 
 
 def of_network(
@@ -113,3 +138,18 @@ def _settings(name: str, data: str, given: Overlay) -> Config:
     if "classes" not in overlay:
         raise UserError(f"--data {data} does not say how many classes it has: give --classes and --size")
     return config.build(merge(overlay, {"teacher": {"network": name, "checkpoint": UNTRAINED}}))
+
+
+def _as_described(about: Mapping[str, Any], shape: Sequence[Any]) -> dict[str, Any]:
+    """The fields of a configuration that follow from what lies beside an ONNX file with input `shape`."""
+    spec = about["preprocessing"]
+    size = [spec["height"], spec["width"]]
+    free = isinstance(shape[2], str)  # it takes test images at their own size
+    return {
+        "classes": about["classes"],
+        "teacher.channels": spec["channels"],
+        "teacher.mean": list(spec["mean"]),
+        "teacher.std": list(spec["std"]),
+        "input.size": size,
+        **({} if free else {"data.size": size}),
+    }

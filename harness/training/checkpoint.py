@@ -58,7 +58,7 @@ def store(
         files.write(
             folder / f"{_name(state['round'], state.get('turn', 0))}.safetensors", save(tensors, {"state": record})
         )
-        for old in _all(folder)[:-keep]:
+        for old in every(folder)[:-keep]:
             old.unlink()
 
     first(write)
@@ -96,8 +96,23 @@ def restore(
     return state
 
 
+def every(folder: Path) -> list[Path]:
+    """The checkpoint files of a folder, oldest first."""
+    return sorted(folder.glob("round-*.safetensors"))
+
+
+def part(path: Path, prefix: str) -> dict[str, Tensor]:
+    """The tensors of one file whose names begin with `prefix`, without it; UserError where the file is damaged."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 - not a dictionary
+            return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(f"checkpoint {path} is damaged ({error}): delete it to use the one before") from None
+
+
 def _read(folder: Path) -> tuple[Path, dict[str, Any], dict[str, Tensor]] | None:
-    found = _all(folder)
+    found = every(folder)
     if not found:
         return None
     path = found[-1]
@@ -116,10 +131,6 @@ def _read(folder: Path) -> tuple[Path, dict[str, Any], dict[str, Tensor]] | None
 def _name(done: int, turn: int) -> str:
     """The name of a checkpoint's file; by name they are in the order in which they were written."""
     return f"round-{done:08d}" + (f".turn-{turn:05d}" if turn else "")
-
-
-def _all(folder: Path) -> list[Path]:
-    return sorted(folder.glob("round-*.safetensors"))
 
 
 def _tensors(player: Player) -> dict[str, Tensor]:

@@ -81,7 +81,8 @@ def on_test_set(
     metrics = {role: task.metrics(classes) for role in networks}
     fitted = {role: Fitted(network) for role, network in networks.items()}
     same, scored = torch.zeros(2, dtype=torch.long, device=runtime.device)
-    dtype = next(networks["student"].parameters()).dtype  # fp64 networks take no fp32 images
+    weights = next(networks["student"].parameters(), torch.empty(0))  # an ONNX file shows none
+    dtype = weights.dtype  # fp64 networks take no fp32 images
     with evaluating(networks.values()):
         for x, y in batches:
             x, labels = x.to(runtime.device, dtype), y.to(runtime.device)

@@ -115,6 +115,11 @@ class Pool:
             self._held[name][slot, columns.start : columns.stop] = value.to(self._held[name])
 
 
+def images(tensors: Mapping[str, Tensor]) -> Tensor:
+    """All images of a pool as a checkpoint holds it, [n, C, H, W] in fp32; `tensors` by name without PREFIX."""
+    return _unpack(tensors, torch.float32).float().flatten(0, 1)
+
+
 def _kinds(config: Config, dtype: torch.dtype) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """(shape, dtype) of each tensor of a row, by name."""
     channels, height, width = image_shape(config)

@@ -93,3 +93,16 @@ def test_libraries_networks_answer_each_pixel(network: str) -> None:
     module = roles.student(settings)
     with evaluating([module]):
         assert module(torch.zeros(2, 3, 32, 32)).shape == (2, *task.load("segmentation").answer_shape(3, 32, 32))
+
+
+@pytest.mark.parametrize("strict", [True, False], ids=["raises", "answers smaller"])
+@pytest.mark.parametrize(
+    ("times", "given", "expected"), [(0, (7, 9), 1), (3, (16, 32), 8), (4, (16, 16), 16), (3, (12, 16), None)]
+)
+def test_what_sides_may_vary_by(strict: bool, times: int, given: tuple[int, int], expected: int | None) -> None:
+    assert sizes.multiple(Halving(times, strict), torch.zeros(1, 3, *given)) == expected
+
+
+def test_a_network_of_one_size_has_fixed_sides() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 8 * 8), nn.Unflatten(1, (1, 8, 8)))
+    assert sizes.multiple(network, torch.zeros(1, 3, 8, 8)) is None
