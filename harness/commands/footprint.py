@@ -23,7 +23,7 @@ BATCHES = (1, 32)
 Writer = Callable[[nn.Module, Path], object]
 """Writes a network as the format that is exported."""
 
-ROWS = {
+ROWS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "file_bytes": ("KB of the file", lambda value: f"{value / 1e3:,.0f}"),
     "parameters": ("parameters", lambda value: f"{value:,}"),
     "macs": ("MMAC an image", lambda value: f"{value / 1e6:,.4g}"),
