@@ -52,11 +52,11 @@ def test_quiet_leaves_the_table_and_errors(ddad: Ddad) -> None:
 
 
 def test_verbose_logs_on_standard_error(ddad: Ddad) -> None:
+    assert ddad("-v", "-q", "recipes").complaint() == "-v and -q: give one of them"
     said = ddad("-v", *DIGITS, "studnet.lr=1")
     assert (said.code, said.out) == (2, "")
     assert " ddad: ddad -v distill digits" in said.err and "Traceback" in said.err
     assert said.err.splitlines()[-1].startswith("ddad: unknown path 'studnet.lr'")
-    assert ddad("-v", "-q", "recipes").complaint() == "-v and -q: give one of them"
 
 
 def test_started_processes_say_as_much(ddad: Ddad) -> None:
