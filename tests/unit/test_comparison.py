@@ -84,6 +84,7 @@ def test_equal_updates_are_rounds_by_the_methods_own_turns() -> None:
         "deepinversion": 24,
         "cmi": 24,
         "fast": 120,
+        "nayer": 24,
     }
     words = ("student_steps=10", "replay.share=0.5")
     assert methods.rounds_of(Run("digits", "ddad", 0, words), ("updates", 1200), []) == 120
