@@ -7,13 +7,13 @@ A file that carries `schema` is a resolved configuration: complete, so that neit
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from harness import config as config_module
 from harness import methods, task
-from harness.config import FROM_TEACHER, PRUNED, UNTRAINED, Config
+from harness.config import FROM_TEACHER, PRETRAINED, PRUNED, UNTRAINED, Config
 from harness.config.parse import ALL_PATHS, Overlay, merge, paths
 from harness.errors import UserError, nearest
 
@@ -23,23 +23,26 @@ def resolve(
     file: Overlay | None = None,
     overrides: Overlay | None = None,
     given: Collection[str] = (),
+    say: Callable[[str], None] = lambda line: None,
 ) -> Config:
     """The complete configuration of a run; UserError for whatever does not fit.
 
     `given`: the roles ("teacher", "student") whose modules are in memory; these need no network's name and no file.
+    `say` gets a line about the input that the weights of a pretrained teacher expect.
     """
     file, overrides = file or {}, overrides or {}
+    own = merge(file, overrides)
     if "schema" in file:
-        return _finish(_replay(recipe, file, overrides), given)
+        return _expecting(_finish(_replay(recipe, file, overrides), given), own, say)
     name = recipe or file.get("recipe")
     if not name:
         raise UserError("no recipe was named: give one (`ddad recipes` lists them) or --config with a resolved file")
     task_name, function = task.find_recipe(str(name))
     base = merge({"task": task_name, "recipe": name}, function())
-    chosen = merge(merge(base, file), overrides)
+    chosen = merge(base, own)
     method, variant = chosen.get("method", "ddad"), chosen.get("variant", "paper")
     _, values = methods.find(str(method), str(variant))
-    return _finish(merge(merge(merge(base, values), file), overrides), given)
+    return _expecting(_finish(merge(merge(base, values), own), given), own, say)
 
 
 def _replay(recipe: str | None, file: Overlay, overrides: Overlay) -> Overlay:
@@ -79,6 +82,24 @@ def _finish(overlay: Overlay, given: Collection[str]) -> Config:
             )
         fill["teacher"] = {"checkpoint": f"teachers/{config.data.name}-{file_name(config.teacher.network)}.safetensors"}
     return config_module.build(merge(config_module.to_dict(config), fill))
+
+
+def _expecting(config: Config, own: Overlay, say: Callable[[str], None]) -> Config:
+    """Channels, mean and std of a pretrained teacher, where the user's `own` has none: a recipe's are another's."""
+    if config.teacher.checkpoint != PRETRAINED:
+        return config
+    from harness.networks import pretrained
+
+    teacher = own.get("teacher")
+    chosen = teacher if isinstance(teacher, Mapping) else {}
+    if chosen.get("channels") is not None:
+        pretrained.check(config)
+    published = pretrained.expected(config.teacher.network, config.teacher.arguments)
+    found = {key: value for key, value in published.items() if chosen.get(key) is None}
+    if changed := {key: value for key, value in found.items() if value != getattr(config.teacher, key)}:
+        values = ", ".join(f"teacher.{key}={value}" for key, value in changed.items())
+        say(f"{values}: as the weights expect that {config.teacher.network} is published with")
+    return config_module.build(merge(config_module.to_dict(config), {"teacher": found}))
 
 
 def file_name(network: str) -> str:

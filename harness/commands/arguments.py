@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from harness.commands.session import say
 from harness.errors import UserError
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def resolved(words: list[str] | None, file: Path | None) -> Config:
     """The complete configuration that a command's words and --config ask for."""
     from harness import resolve
 
-    return resolve.resolve(*read(words, file))
+    return resolve.resolve(*read(words, file), say=say)
 
 
 def read(words: list[str] | None, file: Path | None) -> tuple[str | None, dict[str, Any] | None, dict[str, Any]]:

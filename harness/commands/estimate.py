@@ -19,10 +19,10 @@ from torch import Tensor
 
 from harness import config as config_module
 from harness import methods, resolve
-from harness.config import UNTRAINED, Config, Distributed
+from harness.config import Config, Distributed
 from harness.distributed.runtime import Runtime
 from harness.methods.terms import weight_at, weights_of
-from harness.networks import layers, roles
+from harness.networks import layers, roles, sources
 from harness.run import folder
 from harness.training.inversion import num_steps
 from harness.training.machine import Machine
@@ -86,7 +86,7 @@ def build(config: Config, say: Callable[[str], None]) -> Machine:
     method, _ = methods.find(config.method, config.variant)
     teacher = None
     if method.has_teacher:
-        present = config.teacher.checkpoint == UNTRAINED or Path(str(config.teacher.checkpoint)).exists()
+        present = sources.present(str(config.teacher.checkpoint))
         if not present:
             first = "; the run trains it first, which is not in the time below" if config.teach.automatic else ""
             say(f"teacher      {config.teacher.checkpoint} is not there yet; estimated with random weights{first}")

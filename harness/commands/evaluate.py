@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from harness import config
 from harness import task as tasks
 from harness.commands import onnx_file, recorded
-from harness.config import UNTRAINED, Config
+from harness.config import PRETRAINED, UNTRAINED, Config
 from harness.config.parse import Overlay, merge, nest
 from harness.distributed.runtime import Runtime
 from harness.errors import UserError, nearest
-from harness.networks import build, roles, weights
+from harness.networks import pretrained, roles
 from harness.run.student import load_student
 from harness.training import evaluate
 from harness.training.machine import Networks
@@ -78,7 +78,7 @@ def of_onnx(
         warn(f"no {file.name}.json beside the file: normalisation and size are those of {data}, or as options say")
     own = _as_described(about, network.shape) if about else {}
     chosen = {key: value for key, value in given.items() if value is not None}
-    settings = _settings(str(file), data, merge(nest({**own, **chosen}), over or {}))
+    settings = _settings(str(file), data, merge(nest({**own, **chosen}), over or {}), {})
     roles.check_answer(f"--onnx {file}", network, settings)
     scores = evaluate.measure(settings, None, network.eval(), None, Runtime(settings))
     described = {"onnx": str(file), "data": data, **scores.student}
@@ -87,7 +87,7 @@ def of_onnx(
 
 def of_network(
     name: str,
-    file: Path,
+    file: str | Path,
     data: str,
     given: Mapping[str, Any],
     over: Overlay | None = None,
@@ -95,18 +95,18 @@ def of_network(
 ) -> dict[str, Any]:
     """Scores of any network on the test images of a data set: {"network", "checkpoint", "data", metrics}.
 
-    `given` sets paths of a configuration, among them `teacher.entry`, which names the weights in the file; a value of
-    None leaves what the data set asks for. So does `over`, an overlay, in which None is null. `warn` is told which
-    weights were taken where the file holds others.
+    `file` holds its weights: a path, hub:OWNER/NAME or "pretrained". `given` sets paths of a configuration, among them
+    `teacher.entry`, which names the weights in the file; a value of None leaves what the data set asks for. So does
+    `over`, an overlay, in which None is null. `warn` is told which weights were taken where the file holds others.
     """
-    settings = _settings(name, data, merge(nest(given), over or {}))
-    task = tasks.load(settings.task)
-    module = build.network(task, name, settings.classes, config.image_shape(settings)[0])
-    weights.load(module, file, f"--network {name}", settings.teacher.entry, warn, "--entry ")
+    weights = str(file)
+    own = pretrained.expected(name, {}) if weights == PRETRAINED else {}
+    settings = _settings(name, data, merge(nest(given), over or {}), {"teacher": own})
+    module = roles.with_weights(settings, weights, f"--network {name}", warn, "--entry ")
     roles.check_answer(f"--network {name}", module, settings)
     runtime = Runtime(settings)
     scores = evaluate.measure(settings, None, runtime.prepare_frozen(module), None, runtime)
-    described = {"network": name, "checkpoint": str(file), "data": data, **scores.student}
+    described = {"network": name, "checkpoint": weights, "data": data, **scores.student}
     return described | ({"sizes": scores.sizes["student"]} if scores.sizes else {})
 
 
@@ -128,13 +128,13 @@ def _generate(networks: Networks) -> Callable[[int, int], Tensor]:
     return lambda count, index: networks.generate(count, "evaluation", index)
 
 
-def _settings(name: str, data: str, given: Overlay) -> Config:
-    """The configuration of an evaluation on a data set: the task that has it, and what that set asks for."""
+def _settings(name: str, data: str, given: Overlay, own: Overlay) -> Config:
+    """The configuration of an evaluation on a data set: the task that has it, what that set and `own` ask for."""
     known = {known: task for task in tasks.names() for known in tasks.load(task).data_names()}
     if data not in known:
         raise UserError(f"--data {data}: no such data set{nearest(data, known)}")
     overlay = merge(tasks.load(known[data]).data_defaults(data), {"task": known[data], "data": {"name": data}})
-    overlay = merge(overlay, given)
+    overlay = merge(merge(overlay, own), given)
     if "classes" not in overlay:
         raise UserError(f"--data {data} does not say how many classes it has: give --classes and --size")
     return config.build(merge(overlay, {"teacher": {"network": name, "checkpoint": UNTRAINED}}))

@@ -11,13 +11,12 @@ from typing import Any
 from torch import nn
 
 from harness import config as config_module
-from harness import files
 from harness.config import FRESH, MEMORY, Config, Distributed
 from harness.config.parse import Overlay, merge
 from harness.distributed.runtime import Runtime
 from harness.errors import UserError
 from harness.methods import find
-from harness.networks import checkpoints, own_file, roles
+from harness.networks import own_file, roles, sources
 from harness.networks.given import Given, take
 from harness.run import folder
 from harness.run import given as kept
@@ -69,7 +68,7 @@ def read(run: Path, over: Overlay, modules: Mapping[str, nn.Module | None]) -> R
         record = records.get("teacher.checkpoint", {})
         records["teacher.checkpoint"] = {**record, "path": str(kept.copy_of(run, "teacher").absolute())}
     needed = {path: record for path, record in records.items() if path != "student.start"}
-    missing = [problem for path, record in needed.items() if (problem := _file_problem(path, record))]
+    missing = [problem for path, record in needed.items() if (problem := sources.change(path, record))]
     if config.teacher.network.startswith(f"{MEMORY}:") and "teacher" not in again:
         missing.append(f"teacher.network={config.teacher.network} is a module that has to be given again, from Python")
     return Recorded(run, _with_recorded_paths(config, records), Given(**again), missing)
@@ -81,20 +80,9 @@ def _with_recorded_paths(settings: Config, records: Mapping[str, Mapping[str, An
         role: own_file.located(getattr(settings, role).network, records.get(f"{role}.network"))
         for role in ("teacher", "student")
     }
-    checkpoint_file = records.get("teacher.checkpoint", {}).get("path", settings.teacher.checkpoint)
+    record = records.get("teacher.checkpoint")
+    checkpoint_file = sources.recorded(record) if record else settings.teacher.checkpoint
     teacher = dataclasses.replace(settings.teacher, network=names["teacher"], checkpoint=checkpoint_file)
     # The weights are the run's: those that it started from are of no concern any more.
     student = dataclasses.replace(settings.student, network=names["student"], start=FRESH, blocks=None)
     return dataclasses.replace(settings, teacher=teacher, student=student)
-
-
-def _file_problem(path: str, record: Mapping[str, Any]) -> str | None:
-    """What is wrong with a file on which a run depends, or None."""
-    file = Path(record["path"])
-    if not file.exists():
-        return f"{path} {file} is not there any more"
-    try:
-        same = files.sha256(*checkpoints.parts(file)) == record["sha256"]
-    except UserError as error:  # a shard is gone
-        return f"{path}: {error}"
-    return None if same else f"{path} {file} is not the file the run began with"

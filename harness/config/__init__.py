@@ -17,6 +17,7 @@ from harness.config.networks import (
     FRESH,
     FROM_TEACHER,
     MEMORY,
+    PRETRAINED,
     PRUNED,
     UNTRAINED,
     Generator,
@@ -28,8 +29,8 @@ from harness.config.operation import Checkpoint, Distributed, Speed, Tracking, Z
 from harness.config.weights import Weight, Weights, ever
 
 __all__ = [
-    "BOOKKEEPING", "FRESH", "FROM_TEACHER", "MEMORY", "PRUNED", "UNTRAINED", "Checkpoint", "Config", "Data",
-    "Distributed", "Generator", "Input", "Inversion", "Optimizer", "Replay", "Speed", "Student", "Teach", "Teacher",
-    "Tracking", "Weight", "Weights", "Zero", "bookkeeping", "build", "differences", "ever", "flat", "identity",
-    "image_shape", "is_bookkeeping", "normalised", "sides", "to_dict",
+    "BOOKKEEPING", "FRESH", "FROM_TEACHER", "MEMORY", "PRETRAINED", "PRUNED", "UNTRAINED", "Checkpoint", "Config",
+    "Data", "Distributed", "Generator", "Input", "Inversion", "Optimizer", "Replay", "Speed", "Student", "Teach",
+    "Teacher", "Tracking", "Weight", "Weights", "Zero", "bookkeeping", "build", "differences", "ever", "flat",
+    "identity", "image_shape", "is_bookkeeping", "normalised", "sides", "to_dict",
 ]  # fmt: skip

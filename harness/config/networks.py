@@ -14,6 +14,9 @@ MEMORY = "memory"
 """The value of `teacher.checkpoint` and `student.start` for the weights of a module that was given from Python; the
 names of such networks are "memory:CLASS"."""
 
+PRETRAINED = "pretrained"
+"""The value of `teacher.checkpoint` for the weights that the network's own library publishes."""
+
 PRUNED = "pruned"
 """The value of `student.network` for a pruned copy of the teacher."""
 
@@ -56,14 +59,16 @@ class Teacher:
     arguments: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the network."""
     checkpoint: str | None = None
-    """File of its weights; null: the file that `ddad teach` writes; "untrained": random weights, marked as such;
-    "memory": those of a module that was given from Python, of which the run keeps a copy."""
+    """File of its weights, or "hub:OWNER/NAME[/FILE][@REVISION]"; null: the file that `ddad teach` writes;
+    "pretrained": the weights that timm or torchvision publishes; "untrained": random weights, marked as such; "memory":
+    those of a module that was given from Python, of which the run keeps a copy."""
     entry: str | None = None
     """Weights in that file, as a dotted path such as state_dict_ema, "." for its top; null: those that fit."""
     mean: list[float] | None = None
-    """Per-channel mean of its input normalisation, for pixels in 0..1, in `channels` order; null: 0."""
+    """Per-channel mean of its input normalisation, for pixels in 0..1, in `channels` order; null: 0, or if pretrained
+    that of the weights."""
     std: list[float] | None = None
-    """Per-channel standard deviation, likewise; null: 1."""
+    """Per-channel standard deviation, likewise; null: 1, or if pretrained that of the weights."""
     channels: Literal["rgb", "bgr", "gray"] = "rgb"
     """Channel order of its input."""
 
@@ -78,8 +83,8 @@ class Student(Optimizer):
     arguments: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the network; if pruned, the shares that remain: macs, parameters or channels, and blocks."""
     start: str = FRESH
-    """Initial weights: "fresh", those of the "teacher" with the same path and shape, a file, or "memory": those of a
-    module that was given from Python."""
+    """Initial weights: "fresh", those of the "teacher" with the same path and shape, a file, "hub:...", or "memory":
+    those of a module that was given from Python."""
     blocks: list[int] | dict[str, Any] | None = None
     """With start=teacher: blocks of the teacher to copy into a shorter stage, or {stage: blocks}; null: the first."""
     reconstruct: int = 0

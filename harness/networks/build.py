@@ -12,17 +12,28 @@ from torch import nn
 
 from harness.config import MEMORY
 from harness.errors import UserError, one_line
-from harness.networks import own_file
+from harness.networks import own_file, pretrained
 from harness.task import Task
 
+WEIGHTS = ("pretrained", "weights", "weights_backbone")
+"""Arguments by which libraries take weights, which `teacher.checkpoint` names here."""
 
-def network(task: Task, name: str, classes: int, channels: int, arguments: Mapping[str, Any] = {}) -> nn.Module:
+
+def network(
+    task: Task,
+    name: str,
+    classes: int,
+    channels: int,
+    arguments: Mapping[str, Any] = {},
+    published: bool = False,
+) -> nn.Module:
     """The network of that name with fresh weights, [B, channels, H, W] -> logits [B, classes, ...].
 
     `name` is one of the task's, "timm:NAME", "torchvision:NAME", "smp:ARCH/ENCODER" or "path/to/file.py:function";
-    `arguments` are passed on as keyword arguments. Nothing is downloaded unless an argument asks for it. Inside
-    `with torch.device("meta")` this is quick whatever the size: enough to check a name and to count parameters.
-    Raises UserError if the network cannot be built.
+    `arguments` are passed on as keyword arguments. `published`: with the weights that timm or torchvision publishes
+    for it (`pretrained.check` compares their classes). Else nothing is downloaded unless smp's `encoder_weights` asks
+    for it. Inside `with torch.device("meta")` this is quick whatever the size: enough to check a name and to count
+    parameters. Raises UserError if the network cannot be built.
     """
     if clash := sorted({"classes", "channels"} & arguments.keys()):
         raise UserError(f"network {name!r}: {clash[0]} is not one of its arguments, it follows from the configuration")
@@ -34,7 +45,9 @@ def network(task: Task, name: str, classes: int, channels: int, arguments: Mappi
         )
     try:
         if library in _LIBRARIES:
-            module: object = _LIBRARIES[library](rest, classes, channels, arguments)
+            _check_weights(name, arguments, published)
+            with pretrained.weights_only():
+                module: object = _LIBRARIES[library](rest, classes, channels, arguments, published)
         elif ":" in name or name.endswith(".py"):
             module = own_file.network(name, classes, channels, arguments)
         else:
@@ -51,16 +64,35 @@ def network(task: Task, name: str, classes: int, channels: int, arguments: Mappi
     return module
 
 
-def _timm(name: str, classes: int, channels: int, arguments: Mapping[str, Any]) -> nn.Module:
+def without_weights(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a network whose weights are loaded afterwards: without those that ask for a library's."""
+    asking = {"smp": ("encoder_weights",), "torchvision": ("weights",)}.get(name.partition(":")[0], ())
+    return {key: value for key, value in arguments.items() if key not in asking}
+
+
+def _check_weights(name: str, arguments: Mapping[str, Any], published: bool) -> None:
+    """Weights are named in one place: a checkpoint and an argument could contradict each other."""
+    for key in sorted(arguments.keys() & set(WEIGHTS)):
+        if not (published and key == "weights" and name.startswith("torchvision:")):
+            raise UserError(
+                f"network {name!r}: {key}={arguments[key]!r} is no argument here: teacher.checkpoint=pretrained takes "
+                "the weights that timm or torchvision publishes"
+            )
+
+
+def _timm(name: str, classes: int, channels: int, arguments: Mapping[str, Any], published: bool) -> nn.Module:
     import timm
 
     if not timm.is_model(name.partition(".")[0]):
         raise _unknown(f"timm:{name}", timm.list_models())
-    module: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes, in_chans=channels, **arguments)
+    own = {"pretrained_cfg_overlay": {"file": str(pretrained.file(f"timm:{name}", {}))}} if published else {}
+    module: nn.Module = timm.create_model(
+        name, pretrained=published, num_classes=classes, in_chans=channels, **own, **arguments
+    )
     return module
 
 
-def _torchvision(name: str, classes: int, channels: int, arguments: Mapping[str, Any]) -> nn.Module:
+def _torchvision(name: str, classes: int, channels: int, arguments: Mapping[str, Any], published: bool) -> nn.Module:
     from torchvision import models
 
     known = [*models.list_models(module=models), *models.list_models(module=models.segmentation)]
@@ -71,10 +103,13 @@ def _torchvision(name: str, classes: int, channels: int, arguments: Mapping[str,
             f"network 'torchvision:{name}' takes 3 channels, these images have {channels}: use timm:NAME or a file of "
             "your own, or set teacher.channels=rgb"
         )
-    weights = {"weights": None}
+    weights: dict[str, Any] = {"weights": None}
+    if published:
+        weights["weights"] = pretrained.find(f"torchvision:{name}", arguments).choice
+        pretrained.file(f"torchvision:{name}", arguments)
     if "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters:
         weights["weights_backbone"] = None  # by default the backbone's are downloaded
-    module: nn.Module = models.get_model(name, num_classes=classes, **weights, **arguments)
+    module: nn.Module = models.get_model(name, num_classes=classes, **{**arguments, **weights})
     module.register_forward_hook(_only_logits)
     return module
 
@@ -84,7 +119,7 @@ def _only_logits(module: nn.Module, inputs: object, output: Any) -> Any:
     return output["out"] if isinstance(output, dict) else getattr(output, "logits", output)
 
 
-def _smp(name: str, classes: int, channels: int, arguments: Mapping[str, Any]) -> nn.Module:
+def _smp(name: str, classes: int, channels: int, arguments: Mapping[str, Any], published: bool) -> nn.Module:
     import segmentation_models_pytorch as smp
 
     architecture, slash, encoder = name.partition("/")
@@ -100,11 +135,13 @@ def _smp(name: str, classes: int, channels: int, arguments: Mapping[str, Any]) -
         for key in arguments.keys() - inspect.signature(build_one).parameters.keys():
             raise UserError(f"network 'smp:{name}' takes no argument {key!r}")
     options = {"encoder_weights": None, **arguments}
+    if options["encoder_weights"] is not None:
+        pretrained.fetch_encoder(encoder, options["encoder_weights"])
     module: nn.Module = build_one(encoder, in_channels=channels, classes=classes, **options)
     return module
 
 
-_LIBRARIES: dict[str, Callable[[str, int, int, Mapping[str, Any]], nn.Module]] = {
+_LIBRARIES: dict[str, Callable[[str, int, int, Mapping[str, Any], bool], nn.Module]] = {
     "timm": _timm,
     "torchvision": _torchvision,
     "smp": _smp,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +13,9 @@ from harness import errors
 from harness import task as tasks
 from harness.algorithm import generators
 from harness.algorithm.latents import mix
-from harness.config import MEMORY, PRUNED, UNTRAINED, Config, Student, Teacher, image_shape
+from harness.config import MEMORY, PRETRAINED, PRUNED, UNTRAINED, Config, Student, Teacher, image_shape
 from harness.errors import UserError
-from harness.networks import build, cutting, preprocessing, pruning, sizes, weights
+from harness.networks import build, cutting, preprocessing, pretrained, pruning, sizes, sources, weights
 from harness.networks.cutting import Structure
 from harness.networks.layers import evaluating
 
@@ -41,12 +40,25 @@ def teacher(
             "(docs/from-python.md); name a file of weights"
         )
     with seeded(config.seed, "teacher"):
-        module = build.network(
-            tasks.load(config.task), spec.network, config.classes, image_shape(config)[0], spec.arguments
-        )
-    if spec.checkpoint != UNTRAINED:
-        weights.load(module, Path(spec.checkpoint), f"teacher.network={spec.network}", spec.entry, say)
+        module = with_weights(config, spec.checkpoint, f"teacher.network={spec.network}", say)
     check_fit(f"teacher.network={spec.network}", module, config)
+    return module
+
+
+def with_weights(
+    config: Config, checkpoint: str, name: str, say: Callable[[str], None], option: str = "teacher.entry="
+) -> nn.Module:
+    """The teacher's network with the weights that `checkpoint` names; `name` and `option` are as for `weights.load`."""
+    spec, task, channels = config.teacher, tasks.load(config.task), image_shape(config)[0]
+    if checkpoint in (UNTRAINED, PRETRAINED):
+        if checkpoint == PRETRAINED:
+            pretrained.check(config)
+        return build.network(
+            task, spec.network, config.classes, channels, spec.arguments, published=checkpoint == PRETRAINED
+        )
+    arguments = build.without_weights(spec.network, spec.arguments)
+    module = build.network(task, spec.network, config.classes, channels, arguments)
+    weights.load(module, sources.locate(checkpoint), name, spec.entry, say, option)
     return module
 
 
@@ -64,10 +76,11 @@ def student(config: Config, structure: Structure | None = None, source: nn.Modul
     if source is not None:
         module = copy.deepcopy(source).train()
     else:
+        task, channels, arguments = tasks.load(config.task), image_shape(config)[0], spec.arguments
+        if spec is config.teacher:
+            arguments = build.without_weights(spec.network, arguments)
         with seeded(config.seed, "student"):
-            module = build.network(
-                tasks.load(config.task), spec.network, config.classes, image_shape(config)[0], spec.arguments
-            )
+            module = build.network(task, spec.network, config.classes, channels, arguments)
     if config.student.network == PRUNED:
         assert structure is not None
         cutting.cut(module, structure)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from harness.config import FRESH, FROM_TEACHER, MEMORY, PRUNED, Config, image_shape
 from harness.errors import UserError
-from harness.networks import cutting, inheriting, layers, roles, weights
+from harness.networks import cutting, inheriting, layers, roles, sources, weights
 from harness.networks.cutting import Structure
 
 
@@ -50,12 +49,12 @@ def begin(
         line = f"{found.share:.1%} of the student's weights are the teacher's{blocks}"
         return Start(module, found.share, line, found.blocks)
     if spec.start != FRESH:
-        if not Path(spec.start).exists():
+        if not sources.present(spec.start):
             raise UserError(
-                f"student.start={spec.start!r}: there is no such file; expected {FRESH}, {FROM_TEACHER} or a file of "
-                "weights"
+                f"student.start={spec.start!r}: there is no such file; expected {FRESH}, {FROM_TEACHER}, a file of "
+                "weights or hub:OWNER/NAME"
             )
-        weights.load(module, Path(spec.start), name)
+        weights.load(module, sources.locate(spec.start), name)
         return Start(module, line=f"the student begins with the weights in {spec.start}")
     return Start(module)
 

@@ -19,9 +19,9 @@ import yaml
 
 from harness import config as config_module
 from harness import files
-from harness.config import FRESH, FROM_TEACHER, MEMORY, UNTRAINED, Config
+from harness.config import Config
 from harness.errors import UserError
-from harness.networks import checkpoints, own_file
+from harness.networks import own_file, sources
 from harness.networks.cutting import Structure
 from harness.networks.given import NOTHING, Given
 from harness.run import given
@@ -52,9 +52,12 @@ def claim(folder: Path) -> Iterator[None]:
         raise UserError(f"{folder} is in use by another process: wait for it, or give another --output") from None
 
 
-def open_run(folder: Path, config: Config, modules: Given = NOTHING) -> None:
-    """Records the run in a new folder, or checks that the folder belongs to this run; `modules`: given from Python."""
-    records = file_records(config) | given.records(folder, modules)
+def open_run(folder: Path, config: Config, modules: Given = NOTHING, pinned: Config | None = None) -> None:
+    """Records the run in a new folder, or checks that the folder belongs to this run; `modules`: given from Python.
+
+    `pinned`: the same configuration with every `hub:` at its commit (`sources.pinned`).
+    """
+    records = file_records(pinned or config) | given.records(folder, modules)
     _check_owner(folder, config, records)
     content = {**config_module.to_dict(config), "records": records}
     files.write(folder / "config.yaml", yaml.safe_dump(content, sort_keys=False))
@@ -110,18 +113,18 @@ def read_config(folder: Path) -> tuple[Config, dict[str, Any]]:
 
 def file_records(config: Config) -> dict[str, dict[str, Any]]:
     """Path, size and sha256 of every file outside the run folder that the result depends on, by role."""
-    found: dict[str, dict[str, Any]] = {}
-    checkpoint = config.teacher.checkpoint
-    if checkpoint and checkpoint not in (UNTRAINED, MEMORY):
-        found["teacher.checkpoint"] = files.file_record(*checkpoints.parts(Path(checkpoint)))
+    found = sources.records(config)
     for role, name in (("teacher.network", config.teacher.network), ("student.network", config.student.network)):
         if source := own_file.source_file(name):
             found[role] = files.file_record(source)
-    if config.student.start not in (FRESH, FROM_TEACHER, MEMORY):
-        found["student.start"] = files.file_record(*checkpoints.parts(Path(config.student.start)))
     if config.generator.embeddings:
         found["generator.embeddings"] = files.file_record(Path(config.generator.embeddings))
     return found
+
+
+def recorded(folder: Path) -> dict[str, Any]:
+    """The file records of a run in its folder; none where there is no run yet."""
+    return read_config(folder)[1] if (folder / "config.yaml").exists() else {}
 
 
 def structure(folder: Path) -> Structure | None:

@@ -50,16 +50,17 @@ def load_student(run: str | Path, module: nn.Module | None = None) -> tuple[nn.M
     run = Path(run)
     record = _read_record(run)
     if record["source"]:
-        _check_source(record["source"])
+        _check_source(run, record["source"])
     path = run / WEIGHTS
     if files.sha256(path) != record["sha256"]:
         raise UserError(f"{path} is not the file that {DESCRIPTION} describes: it was changed or is damaged")
     whole = record.get("pruned") or record  # a pruned student is what is left of this network
     if module is None:
         channels = 1 if record["preprocessing"]["channels"] == "gray" else 3
-        name = own_file.located(whole["network"], record["source"])
-        task = tasks.load(record["task"])
-        module = build.network(task, name, record["classes"], channels, whole["arguments"])
+        source = record["source"] and {**record["source"], "path": run / record["source"]["path"]}
+        name = own_file.located(whole["network"], source)
+        task, arguments = tasks.load(record["task"]), build.without_weights(name, whole["arguments"])
+        module = build.network(task, name, record["classes"], channels, arguments)
     else:
         role = "teacher" if "structure" in whole else "student"
         module = given.rebuilt(run, role, module, *read_config(run))
@@ -95,9 +96,9 @@ def _read_record(run: Path) -> dict[str, Any]:
     return record
 
 
-def _check_source(source: Mapping[str, Any]) -> None:
+def _check_source(run: Path, source: Mapping[str, Any]) -> None:
     """The user's network file is where it was, and the same."""
-    path = Path(source["path"])
+    path = run / source["path"]  # an absolute path, or beside an exported student
     if not path.exists():
         raise UserError(f"{path}, the student's own network file, is gone: put it back to rebuild the student")
     if files.sha256(path) != source["sha256"]:

@@ -16,10 +16,10 @@ from typing import Any
 from torch import nn
 
 from harness import methods
-from harness.config import MEMORY, UNTRAINED, Config, Tracking
+from harness.config import Config, Tracking
 from harness.distributed.runtime import Runtime
 from harness.errors import Lost, UserError
-from harness.networks import roles
+from harness.networks import roles, sources
 from harness.networks.cutting import Structure
 from harness.networks.given import NOTHING, Given, complete, take
 from harness.resolve import resolve, untrained
@@ -150,10 +150,11 @@ def _resume(
 ) -> Generator[Report, None, None]:
     """The run in its folder from its last checkpoint to its end; the teacher is there."""
     names = runtime.together(lambda: class_names(config))
-    machine = _build(config, runtime, warn, runtime.first(lambda: folder.structure(path)), given)
+    pinned = runtime.first(lambda: sources.pinned(config, folder.recorded(path), warn))
+    machine = _build(pinned, runtime, warn, runtime.first(lambda: folder.structure(path)), given)
     with ExitStack() as held:
         runtime.on_first(lambda: held.enter_context(folder.claim(path)))
-        runtime.first(lambda: folder.open_run(path, config, given))
+        runtime.first(lambda: folder.open_run(path, config, given, pinned))
         if machine.structure:
             runtime.first(partial(folder.write_structure, path, machine.structure))
         state, means = restore(machine, path / "checkpoints")
@@ -194,8 +195,7 @@ def _joined(config: Config) -> Iterator[Runtime]:
 
 def _awaits_teacher(config: Config) -> bool:
     """Whether the teacher is one that is taught on the way, and not there yet."""
-    awaited = config.teach.automatic and config.teacher.checkpoint not in (UNTRAINED, MEMORY)
-    return awaited and not Path(str(config.teacher.checkpoint)).exists()
+    return config.teach.automatic and not sources.present(str(config.teacher.checkpoint))
 
 
 def _build(
@@ -214,7 +214,7 @@ def _build(
 def _check_build(config: Config, runtime: Runtime, given: Given = NOTHING) -> None:
     """Builds everything once: a mistake shows before a teacher is taught and anything is written."""
     runtime.together(lambda: class_names(config))
-    _build(config, runtime, given=given)
+    _build(runtime.first(lambda: sources.pinned(config, {})), runtime, given=given)
 
 
 def _take(
@@ -223,7 +223,7 @@ def _take(
     """The complete configuration, and copies of the modules that were given, by role."""
     present = {role: module for role, module in modules.items() if module is not None}
     if not isinstance(config, Config):
-        config = resolve(None, config, given=present)
+        config = resolve(None, config, given=present, say=warn)
     if not present:
         return config, NOTHING
     given = Given(**{role: take(role, module, config) for role, module in present.items()})

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from harness import files, methods
 from harness import task as tasks
 from harness.config import UNTRAINED, Config
-from harness.networks import checkpoints, own_file, preprocessing
+from harness.networks import own_file, preprocessing, sources
 from harness.run.student import write_student
 from harness.training import cost
 from harness.training.evaluate import Scores, measure
@@ -66,7 +65,7 @@ def _curve(config: Config, scores: Scores) -> dict[str, float]:
 def _sha256(machine: Machine) -> str:
     """Of the teacher's weights."""
     given = machine.given.teacher
-    return given.sha256 if given else files.sha256(*checkpoints.parts(Path(str(machine.config.teacher.checkpoint))))
+    return given.sha256 if given else str(sources.records(machine.config)["teacher.checkpoint"]["sha256"])
 
 
 def _describe(machine: Machine, last: Networks, scores: Scores, report: Report) -> dict[str, Any]:

@@ -10,9 +10,10 @@ from pathlib import Path
 from harness import config as config_module
 from harness import files
 from harness import task as tasks
-from harness.config import UNTRAINED, Config
+from harness.config import PRETRAINED, UNTRAINED, Config
 from harness.config.parse import merge
 from harness.errors import UserError
+from harness.networks import hub
 from harness.resolve import file_name
 from harness.training.data import TrainingBatches
 
@@ -56,7 +57,7 @@ def supervised_config(config: Config) -> Config:
 def target(config: Config) -> Path:
     """The file that the configuration's teacher is to be written to."""
     checkpoint = config.teacher.checkpoint
-    if not checkpoint or checkpoint == UNTRAINED:
+    if not checkpoint or checkpoint in (UNTRAINED, PRETRAINED) or checkpoint.startswith(hub.PREFIX):
         raise UserError(f"teacher.checkpoint={checkpoint!r}: expected the file that the teacher is to be written to")
     if not checkpoint.endswith(".safetensors"):
         raise UserError(f"teacher.checkpoint={checkpoint!r}: a teacher is written as .safetensors; give such a path")

@@ -25,9 +25,9 @@ from harness import methods, resolve
 from harness.algorithm.turns import Answer
 from harness.commands.profile import timing
 from harness.commands.profile.counting import count
-from harness.config import UNTRAINED, Config, Distributed, image_shape
+from harness.config import Config, Distributed, image_shape
 from harness.distributed.runtime import Runtime
-from harness.networks import roles
+from harness.networks import roles, sources
 from harness.training.machine import Machine
 from harness.training.players import Player
 
@@ -90,7 +90,7 @@ class Profile:
 
 def machine(config: Config, warn: Callable[[str], None]) -> Machine:
     """The machine of a run on this process. Random weights replace an absent teacher."""
-    present = config.teacher.checkpoint == UNTRAINED or Path(str(config.teacher.checkpoint)).exists()
+    present = sources.present(str(config.teacher.checkpoint))
     if not present:
         warn(f"{config.teacher.checkpoint} is not there yet: profiled with random weights")
     teacher = roles.teacher(config if present else resolve.untrained(config), warn)
