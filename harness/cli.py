@@ -116,7 +116,7 @@ def evaluate(
     run: Annotated[Path | None, typer.Argument(help="A run folder; or name --network and --data.")] = None,
     words: Annotated[list[str] | None, typer.Argument(help="Any number of data.FIELD=value.")] = None,
     network: Annotated[str | None, typer.Option(help="A network's name, as in teacher.network.")] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="Its weights.")] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="Its weights: a file, hub:OWNER/NAME or pretrained.")] = None,
     onnx: Annotated[Path | None, typer.Option(help="Instead of a network: an ONNX file of ddad export.")] = None,
     entry: Annotated[str | None, typer.Option(help="Which weights of that file, such as state_dict_ema.")] = None,
     data: Annotated[str | None, typer.Option(help="A data set's name.")] = None,
@@ -190,13 +190,20 @@ def export(
     int8: Annotated[
         bool, typer.Option("--int8", help="With --format onnx: in 8 bits, calibrated without data.")
     ] = False,
+    hub: Annotated[str | None, typer.Option(help="Upload the export folder to this repository: OWNER/NAME.")] = None,
+    public: Annotated[bool, typer.Option("--public", help="With --hub: a new repository is public.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write the student for use elsewhere, checked against the original, and what it takes."""
-    from harness.commands import footprint
+    """Write the student for use elsewhere, checked against the original, what it takes, and a model card."""
+    from harness.commands import card, footprint, push
     from harness.commands.export import export as write
 
+    push.check_options(hub, public, output)
     found = write(run, kind, output, int8, say)
+    folder = card.write(run, say) if output is None else None
+    if hub is not None:
+        found["hub"] = push.push(folder, hub, public)
+        say(f"uploaded: {found['hub']}")
     if as_json:
         show(found, True, lambda _: [])
     else:
