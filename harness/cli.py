@@ -15,13 +15,11 @@ from harness.commands.arguments import (
     Output,
     Run,
     Words,
-    data_fields,
     resolved,
     show_version,
     to_colour,
-    to_numbers,
-    to_size,
 )
+from harness.commands.evaluate_options import evaluate
 from harness.commands.session import (
     Signals,
     conclude,
@@ -34,7 +32,6 @@ from harness.commands.session import (
     verbosity,
 )
 from harness.commands.sweep import sweep
-from harness.errors import UserError
 
 app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -111,58 +108,7 @@ def teach(words: Words = None, config: ConfigFile = None, output: Output = None)
     tell(f"the teacher is {configuration.teacher.checkpoint}")
 
 
-@app.command()
-def evaluate(
-    run: Annotated[Path | None, typer.Argument(help="A run folder; or name --network and --data.")] = None,
-    words: Annotated[list[str] | None, typer.Argument(help="Any number of data.FIELD=value.")] = None,
-    network: Annotated[str | None, typer.Option(help="A network's name, as in teacher.network.")] = None,
-    checkpoint: Annotated[str | None, typer.Option(help="Its weights: a file, hub:OWNER/NAME or pretrained.")] = None,
-    onnx: Annotated[Path | None, typer.Option(help="Instead of a network: an ONNX file of ddad export.")] = None,
-    entry: Annotated[str | None, typer.Option(help="Which weights of that file, such as state_dict_ema.")] = None,
-    data: Annotated[str | None, typer.Option(help="A data set's name.")] = None,
-    root: Annotated[Path | None, typer.Option(help="Where data sets are; default $DDAD_DATA or ./data.")] = None,
-    mean: Annotated[str | None, typer.Option(help="Normalisation, a number per channel: .485,.456,.406")] = None,
-    std: Annotated[str | None, typer.Option(help="Normalisation, likewise.")] = None,
-    channels: Annotated[str | None, typer.Option(help="rgb, bgr or gray.")] = None,
-    size: Annotated[
-        str | None, typer.Option(help="Side of an image in pixels, or height,width; default as data.")
-    ] = None,
-    classes: Annotated[int | None, typer.Option(help="Number of classes; default the data set's own.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Score a run's teacher and student again, or any network or ONNX file on a data set."""
-    from harness.commands import evaluate
-
-    if run is not None and (network is not None or onnx is not None) and "=" in str(run):
-        run, words = None, [str(run), *(words or [])]
-    if sum(given is not None for given in (run, network, onnx)) != 1:
-        raise UserError("name either a run folder, or --network, --checkpoint and --data, or --onnx and --data")
-    over = data_fields(words or [])
-    if run is not None:
-        if entry is not None:
-            raise UserError("--entry goes with --network and --checkpoint: a run has its own teacher.entry")
-        found = evaluate.of_run(run, say, {"data.name": data, "data.root": root and str(root)}, over)
-    else:
-        if data is None or (checkpoint is None) == (onnx is None):
-            raise UserError("--network goes with --checkpoint and --data, --onnx with --data")
-        if onnx is not None and entry is not None:
-            raise UserError("--entry goes with --network and --checkpoint: an ONNX file holds one network")
-        given: dict[str, object] = {
-            "data.root": root and str(root),
-            "teacher.channels": channels,
-            "teacher.mean": to_numbers("--mean", mean),
-            "teacher.std": to_numbers("--std", std),
-            "classes": classes,
-            "input.size": to_size(size),
-            "data.size": to_size(size),
-            "teacher.entry": entry,
-        }
-        if onnx is not None:
-            found = evaluate.of_onnx(onnx, data, given, over, say)
-        else:
-            assert checkpoint is not None
-            found = evaluate.of_network(str(network), checkpoint, data, given, over, say)
-    show(found, as_json, evaluate.table)
+app.command()(evaluate)
 
 
 @app.command()
