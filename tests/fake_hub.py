@@ -137,6 +137,9 @@ class Handler(BaseHTTPRequestHandler):
         return commit, repository.commits[commit]
 
     def _file(self, path: str) -> None:
+        if "/resolve/" not in path:
+            self._error(404, "NotFound")
+            return
         owner, name, _, revision, file = path.removeprefix("/").split("/", 4)
         if (found := self._commit(f"{owner}/{name}", revision)) is None:
             return

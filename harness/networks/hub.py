@@ -159,7 +159,11 @@ def _weights(names: Iterable[str], text: str) -> str:
             return some[0]
     word, at, revision = text.partition("@")
     options = " or ".join(f"{word}/{name}{at}{revision}" for name in files[:4]) + (" or ..." if len(files) > 4 else "")
-    raise UserError(f"{text} has {f'several files of weights: name one, {options}' if files else 'no file of weights'}")
+    if not files:
+        raise UserError(
+            f"{text} has no file of weights ({', '.join(SUFFIXES)}): name another repository, or a file of it"
+        )
+    raise UserError(f"{text} has several files of weights: name one, {options}")
 
 
 def _refused(error: Exception) -> bool:

@@ -138,10 +138,19 @@ def test_a_card_says_what_the_student_is(scored: Path) -> None:
     assert "[B, 1, 8, 8], channels gray" in text and "values are in 0..2" in text
     assert (
         "9: 9" in text
-        and "`student.pt2`:" in text
-        and "`student.safetensors`:" in text
-        and "`student.onnx`:" not in text
+        and "`student.pt2`, " in text
+        and "`student.safetensors`, " in text
+        and "`student.onnx`, " not in text
     )
+
+
+def test_a_card_says_what_sizes_a_file_takes(scored: Path) -> None:
+    target = exported(scored)
+    (target / "student.int8.onnx").write_bytes(b"8" * 4096)
+    (target / "student.int8.onnx.json").write_text(json.dumps({"input": {"sizes": "any height and width"}}))
+    card.write(scored, lambda line: None)
+    text = (target / "README.md").read_text()
+    assert "`student.int8.onnx`, 4 KB; takes any height and width:" in text and "onnxruntime" in text
 
 
 def test_without_data_it_says_so(own: Path) -> None:
