@@ -145,7 +145,8 @@ def test_images_held_apart_are_other_ones(exported: Exported) -> None:
     ],
 )
 def test_without_a_generator_a_run_gives_what_it_has(tmp_path: Path, kind: str, fields: dict[str, Any]) -> None:
-    run, said = run_of(tmp_path / "run", **fields), []
+    run = run_of(tmp_path / "run", **fields)
+    said: list[str] = []
     kinds = calibration.kinds(run, said.append)
     assert said == [f"{run} has no generator: int8 is calibrated on its {kind} images, and on noise"]
     assert list(kinds) == [kind, "views", "contrast", "noise"]

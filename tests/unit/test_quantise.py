@@ -80,8 +80,8 @@ def test_the_choice_suits_every_kind_of_image(tmp_path: Path) -> None:
 
     x = 2.0 * torch.randn(64, *SHAPE)
     expected, found = answers(plain, x), answers(tmp_path / "int8.onnx", x)
-    same = (expected.argmax(1) == found.argmax(1)).float().mean()
-    assert same >= 0.9, "images that it has not seen"
+    share = (expected.argmax(1) == found.argmax(1)).float().mean()
+    assert share >= 0.9, "images that it has not seen"
     recorded = choice.record()
     assert recorded["chosen"]["worst_agreement"] == min(choice.chosen.agreement.values())
     assert len(recorded["candidates"]) == len(tried)
@@ -124,8 +124,11 @@ def test_what_the_quantiser_cannot_do_is_one_line(tmp_path: Path, capfd: pytest.
     assert capfd.readouterr().out == ""
 
 
+def same(value: float) -> Kind:
+    """Images of one value."""
+    return lambda use, count: torch.full((count, 1), value)
+
+
 def test_a_mixture_has_every_kind_from_its_first_batch_on() -> None:
-    kinds: dict[str, Kind] = {
-        str(value): lambda use, count, v=value: torch.full((count, 1), v) for value in (1.0, 2.0, 3.0)
-    }
+    kinds = {str(value): same(value) for value in (1.0, 2.0, 3.0)}
     assert mixture(kinds, "calibration", 7).flatten().tolist() == [1, 2, 3, 1, 2, 3, 1]
