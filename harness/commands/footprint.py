@@ -102,13 +102,13 @@ def show(found: Mapping[str, Any]) -> None:
 def _candidates(int8: Mapping[str, Any]) -> Table:
     """Every candidate, the chosen one marked."""
     table = Table(
-        "", "calibrated on", "ranges", "in fp32", "agreement", "of", "KL", "of",
+        "", "images", "ranges", "in fp32", "agreement", "KL",
         title=f"int8 against fp32, worst of {len(int8['chosen']['kl'])} kinds of {int8['images']} images",
     )  # fmt: skip
     for row in int8["candidates"]:
         agreement, divergence = row["agreement"], row["kl"]
         least, most = min(agreement, key=agreement.__getitem__), max(divergence, key=divergence.__getitem__)
         mark = "*" if row == int8["chosen"] else ""
-        worst = (f"{agreement[least]:.1%}", least, f"{divergence[most]:.4f}", most)
+        worst = (f"{agreement[least]:.1%} {least}", f"{divergence[most]:.4f} {most}")
         table.add_row(mark, row["images"], row["ranges"], row["fp32"], *worst)
     return table
