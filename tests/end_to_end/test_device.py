@@ -161,7 +161,8 @@ def test_int8_is_refused_in_a_line(tmp_path: Path, ddad: Ddad) -> None:
     int8 = ("export", "run", "--format", "onnx", "--int8")
     shutil.rmtree("run/checkpoints")
     assert "run/checkpoints holds neither generator nor images" in ddad(*int8).complaint()
-    Path("run/config.yaml").unlink()
+    for name in ("config.yaml", "result.json"):
+        Path("run", name).unlink()
     assert "run holds a student and no run: --int8 needs its checkpoints" in ddad(*int8).complaint()
     assert not Path("run/export").exists()
     said = ddad("export", "run")
