@@ -228,6 +228,6 @@ def _limits(config: Config, result: Mapping[str, Any]) -> Iterator[str]:
         yield "- The teacher had random weights: this student shows that the machinery works, and nothing else."
     if result["data_free"]:
         yield "- Its training images were generated from the teacher. What the teacher gets wrong, it repeats."
-    if result["student"].get(next(iter(tasks.load(config.task).reported_metrics))) is None:
+    if result["student"].get(tasks.load(config.task).primary_metric) is None:
         yield "- Agreement on generated images does not say how good it is on real ones: score it before it is used."
     yield "- It knows the classes above and no others; what is none of them gets one of them."

@@ -12,15 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import UserError, one_line
+from harness.training import cost
 
 INPUT, OUTPUT = "images", "logits"
 """Names in an exported file."""
 
-WARM_UP, TIMES, SECONDS = 2, 20, 3.0
-"""Passes before the time is taken; of how many the quickest counts, and after how many seconds no more begin.
-
-Time is this thread's on the processor, so that other programs do not count; on an idle machine it is the clock's.
-"""
+SECONDS = 3.0
+"""After so many no more passes over a batch are timed."""
 
 
 def session(path: Path, threads: int = 0) -> Any:
@@ -81,12 +79,9 @@ def described(path: Path) -> dict[str, Any] | None:
 
 
 def milliseconds(path: Path, x: Tensor) -> float:
-    """Milliseconds an image of x [B, C, H, W], on one thread: of the quickest pass over the whole batch."""
+    """Milliseconds an image of x [B, C, H, W], on one thread: of the quickest pass over the whole batch.
+
+    Time is this thread's on the processor, so that other programs do not count; on an idle machine it is the clock's.
+    """
     run = runner(session(path, threads=1))
-    seconds: list[float] = []
-    started = time.thread_time()
-    while len(seconds) < WARM_UP + 1 or (len(seconds) < WARM_UP + TIMES and time.thread_time() - started < SECONDS):
-        began = time.thread_time()
-        run(x)
-        seconds.append(time.thread_time() - began)
-    return round(1000 * min(seconds[WARM_UP:]) / len(x), 3)
+    return round(1000 * cost.quickest(lambda: run(x), time.thread_time, SECONDS) / len(x), 3)

@@ -154,13 +154,8 @@ def _unwrapped(module: nn.Module) -> nn.Module:
 
 def _check_values(name: str, module: nn.Module) -> None:
     """UserError for values that no trained network has. Buffers may hold infinities, such as masks of attention."""
+    parameters = {key for key, _ in module.named_parameters()}
     for key, value in module.state_dict().items():
-        if not value.is_floating_point():
-            continue
-        learnt = key in dict(module.named_parameters()) or key.rpartition(".")[2] in ("running_mean", "running_var")
-        bad = value.isnan() | (value.isinf() if learnt else False)
-        if key.rpartition(".")[2] == "running_var":
-            bad = bad | (value < 0)
-        if bad.any():
-            what = "NaN or infinite, or a variance below 0"
-            raise UserError(f"{name} is refused: {key} is {what}, in {int(bad.sum())} of its {value.numel()} values")
+        learnt = key in parameters or key.rpartition(".")[2] in ("running_mean", "running_var")
+        if problem := weights.problem(key, value, torch.zeros_like(value) if learnt else value):
+            raise UserError(f"{name} is refused: {key} {problem}")

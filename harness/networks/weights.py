@@ -90,8 +90,8 @@ def load(
     if not chosen.usual or chosen.left_out or others:
         say(_account(chosen, others, path, option))
     for key, value in chosen.tensors.items():
-        if problem := _problem(key, value, expected[key]):
-            raise UserError(f"{path} is refused: {key} {problem}")
+        if wrong := problem(key, value, expected[key]):
+            raise UserError(f"{path} is refused: {key} {wrong}")
     module.load_state_dict(chosen.tensors, strict=False)  # all but batch norm's counters was checked above
 
 
@@ -205,7 +205,7 @@ def _options(paths: list[str], option: str) -> str:
     return " or ".join(f"{option}{path}" for path in paths[:4]) + (" or ..." if len(paths) > 4 else "")
 
 
-def _problem(key: str, value: Tensor, own: Tensor) -> str | None:
+def problem(key: str, value: Tensor, own: Tensor) -> str | None:
     """What is wrong with a tensor for the network's `own` one of the same shape, and what to do; None: nothing."""
     if value.is_meta:
         return "has no values, it was saved on the device meta: save the weights of a network that has its own"

@@ -66,10 +66,8 @@ def train(
             done, turn = divmod(number + played, num_turns)
             over, last = played and turn == 0, done == config.rounds
             stops = clock.stops(over) and not last
-            seconds, speed = (
-                state["seconds"] + clock.elapsed,
-                (number + played - start) / num_turns / clock.elapsed,
-            )
+            seconds = state["seconds"] + clock.elapsed
+            speed = (number + played - start) / num_turns / clock.elapsed
             report = Report(done, config.rounds, seconds, speed, folder=kept.path)
             if over:
                 report = _end_round(machine, kept, clock, means, report, judge)

@@ -71,7 +71,8 @@ REHEARSAL = """
 import time
 from pathlib import Path
 from benchmarks import gpu, step
-from benchmarks.gpu import Budget, Suite
+from benchmarks.gpu import Budget
+from benchmarks.gpu_suites import Suite
 from harness.config.parse import merge
 small = {
     "batch_size": 4, "student_steps": 2, "generator": {"latent_size": 8, "width": 4}, "replay": {"memory": 64.0},
