@@ -226,7 +226,7 @@ REFUSED = {
         saved(changed("body.norm.running_var", torch.inf)), "body.norm.running_var is NaN or infinite in 1 of its 4"
     ),
     "a negative running variance": Kind(
-        saved(changed("body.norm.running_var", -3)), r"body.norm.running_var has a variance below 0 \(-3\): the file"
+        saved(changed("body.norm.running_var", -3)), r"body.norm.running_var has a variance below 0 \(-3\): the weights"
     ),
     "too large for single precision": Kind(
         saved(instead("head.bias", torch.tensor([1e39, 0], dtype=torch.float64))), "head.bias is NaN or infinite"
