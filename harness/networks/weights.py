@@ -228,7 +228,7 @@ def problem(key: str, value: Tensor, own: Tensor) -> str | None:
         where = f"{bad} of its {value.numel()} values" if value.numel() > 1 else "its value"
         return f"is NaN or infinite in {where}: give a checkpoint from before the training diverged"
     if key.rpartition(".")[2] == "running_var" and bool((converted < 0).any()):
-        return f"has a variance below 0 ({converted.min():.3g}): the weights are damaged or were changed, get them again"
+        return f"has a variance below 0 ({converted.min():.3g}): the weights are damaged or changed, get them again"
     return None
 
 
