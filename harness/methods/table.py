@@ -47,7 +47,7 @@ _WARM: Overlay = merge(
         "replay": {"augment": True},
         "weights": {"batch_norm": 3.0},
         "student": {"lr": 0.02, "schedule": "cosine", "average": 0.0, "features": 100.0, "reconstruct": 6, "clip": 5.0},
-        "generator": {"lr": 3e-3, "warmup": 80},
+        "generator": {"lr": 3e-3, "warmup": 300},
     },
 )
 """`swift` for a student that starts from its teacher's weights. Its blocks are compared with the teacher's. A pruned
