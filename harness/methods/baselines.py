@@ -169,8 +169,8 @@ def _fast(adversarial: float, target: float) -> Overlay:
             "adversarial_after": 20 / 220,
             "weights": {"batch_norm": 10.0, "target": target},
             "student": {"lr": 0.2},
-            "generator": {"lr": 5e-3},
-            "inversion": {"steps": 10, "latent_lr": 0.015, "momentum": 0.9},
+            "generator": {"lr": 2e-3},
+            "inversion": {"steps": 10, "latent_lr": 0.01, "momentum": 0.9},
         },
     )
 
