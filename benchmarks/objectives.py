@@ -64,7 +64,7 @@ PAIRS: dict[str, Pair] = {
     "digits": Pair(methods.SUITES["digits"], 15.0),
     "fashion": Pair(methods.SUITES["fashion"], 45.0),
     "cifar10": Pair(results.RESNET20_HALF, 40.0, inherits=True),
-    "camvid": Pair(results.PAIRS["camvid-resnet18-half"], 40.0, ON_MAPS, inherits=True),
+    "camvid": Pair(results.PAIRS["camvid-resnet18-half"], 25.0, ON_MAPS, inherits=True),
 }
 
 

@@ -66,14 +66,22 @@ def open_run(folder: Path, config: Config, modules: Given = NOTHING, pinned: Con
 
 
 def finished(folder: Path, config: Config, modules: Given = NOTHING) -> dict[str, Any] | None:
-    """The result of this run if it is finished, else None; UserError if the folder belongs to another run."""
+    """The result of this run if it is finished, else None; UserError if the folder belongs to another run.
+
+    Files that it began with may be gone by then; those that are there have to be the same.
+    """
     try:
         if not folder.exists():
             return None
         _check_owner(folder, config, given.records(folder, modules))
+        found = result(folder)
+        for role, record in recorded(folder).items() if found else ():
+            present = "repository" not in record and Path(record["path"]).exists()  # a commit of a hub cannot change
+            if present and (problem := sources.change(role, record)):
+                raise UserError(f"{folder}: {problem}: put that one back, or give another --output")
     except OSError as error:
         raise UserError(f"{folder} cannot be a run folder: {error.strerror}") from None
-    return result(folder)
+    return found
 
 
 def _check_owner(folder: Path, config: Config, records: Mapping[str, Mapping[str, Any]]) -> None:

@@ -161,6 +161,20 @@ def test_teacher_of_the_run_was_replaced(workplace: Path, ddad: Ddad, begun: Pat
     assert contents(workplace) == before
 
 
+def test_teacher_was_replaced_after_the_run_or_is_gone(workplace: Path, ddad: Ddad, begun: Path) -> None:
+    assert ddad(*DIGITS).code == 0
+    taught = Path(TEACHER).read_bytes()
+    save_file({key: value + 1 for key, value in teacher_weights().items()}, TEACHER)
+    before = contents(workplace)
+    line = ddad(*DIGITS).complaint()
+    assert f"{TEACHER} is not the file the run began with: put that one back, or give another --output" in line
+    assert contents(workplace) == before
+    Path(TEACHER).write_bytes(taught)
+    assert "is finished" in ddad(*DIGITS).err
+    Path(TEACHER).unlink()
+    assert "is finished" in ddad(*DIGITS).err
+
+
 def test_two_processes_on_one_folder(workplace: Path, ddad: Ddad) -> None:
     words = ("digits", "rounds=500", "log_every=1", *SMALL[1:])
     with started("distill", *words, cwd=workplace) as process:
