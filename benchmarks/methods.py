@@ -1,7 +1,7 @@
 """Methods against each other: the same teacher, student, seeds and budget, in one table and one figure.
 
     python -m benchmarks.methods digits                       # every method, seeds 0-4, equal student updates
-    python -m benchmarks.methods digits --rates               # first, on idle cores: how fast each method is here
+    python -m benchmarks.methods digits --rates               # first: how fast each method is here
     python -m benchmarks.methods digits --seconds 20 --tuned  # then, equal wall time, as rounds by those rates
     python -m benchmarks.methods cifar10 --methods ddad dfad --seeds 0 teacher.checkpoint=resnet20.th
 
@@ -21,7 +21,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -43,7 +43,7 @@ RESULTS = Path(__file__).with_name("results")
 RATE_ROUNDS = 60
 """Rounds from which a method's speed is taken, where so many do not take too long."""
 
-TUNED = Path(__file__).with_name("tuned.yaml")
+TUNED = Path(__file__).with_name("tuned")
 
 IDLE = 15.0
 """Percent of all cores that others may use while a speed is measured; above, it would be of something else too."""
@@ -75,13 +75,19 @@ SUITES: dict[str, Suite] = {
     "cifar10-gpu": Suite("cifar10-resnet34-resnet18", (0, 1, 2), 125_000),
 }
 
-DATA_FREE = ["ddad:aimed", "ddad:swift", *(name for name, method in methods.METHODS.items() if method.data_free)]
+DATA_FREE = [
+    "ddad:fresh",
+    "ddad:aimed",
+    "ddad:swift",
+    *(name for name, method in methods.METHODS.items() if method.data_free),
+]
 """What is compared where nothing is said: variants of our own, and every method as published."""
 
 
-def tuning() -> dict[str, dict[str, Any]]:
-    """{method: {"trials": how many it had, "values": {path: value} that were found}}; a variant's are its own."""
-    found: dict[str, dict[str, Any]] = yaml.safe_load(TUNED.read_text())
+def tuning(suite: str) -> dict[str, dict[str, Any]]:
+    """{method: {"trials": how many it had, "values": {path: value} that were found}}, on a suite's own teacher."""
+    file = TUNED / f"{suite}.yaml"
+    found: dict[str, dict[str, Any]] = yaml.safe_load(file.read_text()) if file.exists() else {}
     return found
 
 
@@ -97,7 +103,7 @@ class Run:
 
     def trials(self) -> int:
         """Tuning trials behind its settings: none of a published method as published."""
-        entry = tuning().get(self.method, {"trials": 0, "values": {}})
+        entry = tuning(self.suite).get(self.method, {"trials": 0, "values": {}})
         return int(entry["trials"]) if self.tuned or not entry["values"] else 0
 
     def command(self, rounds: int, evaluate_every: int) -> tuple[str, ...]:
@@ -106,7 +112,7 @@ class Run:
         name, _, variant = self.method.partition(":")
         own = (f"method={name}", f"variant={variant or 'paper'}", f"seed={self.seed}", f"rounds={rounds}")
         quiet = (f"evaluate_every={evaluate_every}", f"log_every={max(1, rounds // 100)}", "tracking.uri=none")
-        values = tuning().get(self.method, {"values": {}})["values"] if self.tuned else {}
+        values = tuning(self.suite).get(self.method, {"values": {}})["values"] if self.tuned else {}
         found = [f"{path}={json.dumps(value)}" for path, value in values.items()]
         return (suite.recipe, *suite.words, *self.words, *found, *own, *quiet)
 
@@ -166,12 +172,12 @@ Budget = tuple[Literal["updates", "seconds"], float]
 """Student updates, or seconds, that every method gets."""
 
 
-def known(run: Run, rows: Sequence[dict[str, Any]]) -> list[float] | None:
-    """The speeds that --rates measured for a run's method; tuned or not, its steps are the same."""
+def known(run: Run, rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """What --rates measured for a run's method: `speeds`, `preparation`; tuned or not, its steps are the same."""
     name, _, variant = run.method.partition(":")
     wanted = ("rate", run.suite, name, variant or "paper", list(run.words))
     keys = ("budget", "suite", "method", "variant", "words")
-    return next((row["speeds"] for row in rows if tuple(row[key] for key in keys) == wanted), None)
+    return next((row for row in rows if tuple(row[key] for key in keys) == wanted), None)
 
 
 def rounds_of(run: Run, budget: Budget, rows: Sequence[dict[str, Any]]) -> int:
@@ -179,10 +185,10 @@ def rounds_of(run: Run, budget: Budget, rows: Sequence[dict[str, Any]]) -> int:
     kind, amount = budget
     if kind == "updates":
         return max(1, int(amount) // run.steps())
-    speeds = known(run, rows)
-    if speeds is None:
+    rate = known(run, rows)
+    if rate is None:
         raise UserError(f"the speed of {run.method} on {run.suite} is not known: run with --rates first, on idle cores")
-    return pace.rounds_in(run.config(1), speeds, amount)
+    return pace.rounds_in(run.config(1), rate["speeds"], amount - rate["preparation"])
 
 
 def compare(suite: str, runs: Sequence[Run], budget: Budget) -> str:
@@ -197,8 +203,7 @@ def compare(suite: str, runs: Sequence[Run], budget: Budget) -> str:
         if row is None:
             row = {"budget": label, **execute(run, rounds, max(1, rounds // SUITES[suite].evaluations))}
             add(file, row)
-        speeds = known(run, rows)
-        row = timed(row, pace.needed(run.config(1), speeds) if speeds else None)
+        row = timed(row, known(run, rows), run.config(1))
         print(f"{run.method}, seed {run.seed}: {row['score']:.2%} in {row['seconds']:.0f} s", flush=True)
         found.append(row)
     title = f"{suite}, {amount:g} {kind} for each method"
@@ -209,10 +214,13 @@ def compare(suite: str, runs: Sequence[Run], budget: Budget) -> str:
     return table(found)
 
 
-def timed(row: dict[str, Any], seconds: Callable[[int], float] | None) -> dict[str, Any]:
+def timed(row: dict[str, Any], rate: dict[str, Any] | None, settings: Config) -> dict[str, Any]:
     """A row with its seconds, and its curve over them: by the method's speed, else by the clock."""
-    whole = seconds(row["rounds"]) if seconds else row["wall_seconds"]
-    curve = [[whole * done / row["rounds"], agreement] for done, agreement in row["curve"]]
+    whole, before = row["wall_seconds"], 0.0
+    if rate:
+        before = rate["preparation"]
+        whole = before + pace.needed(settings, rate["speeds"])(row["rounds"])
+    curve = [[before + (whole - before) * done / row["rounds"], agreement] for done, agreement in row["curve"]]
     return {**row, "seconds": whole, "curve": curve}
 
 
@@ -223,13 +231,15 @@ def measure_rates(suite: str, names: Sequence[str], words: Sequence[str]) -> Non
         run = Run(suite, name, 0, tuple(words))
         if known(run, read(file)):
             continue
-        if not torch.cuda.is_available() and (busy := psutil.cpu_percent(interval=2)) > IDLE:
+        if pace.by_the_wall() and not torch.cuda.is_available() and (busy := psutil.cpu_percent(interval=2)) > IDLE:
             raise UserError(f"the machine is not idle ({busy:.0f} % of its cores are used): wait and give it again")
         config = run.config(1)
-        speeds = pace.speeds(config, RATE_ROUNDS)
+        speeds, preparation = pace.speeds(config, RATE_ROUNDS), pace.preparation(config)
         add(file, {"budget": "rate", "suite": suite, "method": config.method, "variant": config.variant,
-                   "words": list(words), "speeds": speeds, "identity": identity(config), **machine()})  # fmt: skip
-        print(f"{name}: {' and '.join(f'{seconds:.3g}' for seconds in speeds)} s a round", flush=True)
+                   "words": list(words), "speeds": speeds, "preparation": preparation, "identity": identity(config),
+                   **machine()})  # fmt: skip
+        each = " and ".join(f"{seconds:.3g}" for seconds in speeds)
+        print(f"{name}: {each} s a round, {preparation:.3g} s before the first", flush=True)
 
 
 def read(file: Path) -> list[dict[str, Any]]:
@@ -263,7 +273,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--updates", type=int, default=None, help="student updates of each run, instead of the suite's")
     parser.add_argument("--seconds", type=float, default=None, help="equal wall time instead of equal updates")
     parser.add_argument("--rates", action="store_true", help="measure the methods' speeds on idle cores, and end")
-    parser.add_argument("--tuned", action="store_true", help="with the settings in benchmarks/tuned.yaml")
+    parser.add_argument("--tuned", action="store_true", help="with the settings in benchmarks/tuned/SUITE.yaml")
     parser.add_argument("words", nargs="*", metavar="path=value")
     words = [word for word in arguments if "=" in word and not word.startswith("-")]
     given = parser.parse_args([word for word in arguments if word not in words])

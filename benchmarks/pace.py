@@ -79,10 +79,13 @@ def seconds_a_round(settings: Config, rate_rounds: int) -> float:
     return (clock() - began) / (index - first)
 
 
+def by_the_wall() -> bool:
+    """Whether seconds are wall time; where one thread computes they are its own, whatever other processes do."""
+    return torch.cuda.is_available() or torch.get_num_threads() > 1
+
+
 def _clock() -> Callable[[], float]:
-    """Processor time where one thread computes, since it does not count what other processes do; else wall time."""
-    single = not torch.cuda.is_available() and torch.get_num_threads() == 1
-    return time.process_time if single else time.perf_counter
+    return time.perf_counter if by_the_wall() else time.process_time
 
 
 def _many(settings: Config) -> bool:

@@ -1,44 +1,65 @@
-"""Tuning of the methods that are compared: the same number of trials for each, on digits, judged without data.
+"""Tuning of the methods that are compared: as many trials for each, on the suite's own teacher and without data.
 
-    python -m benchmarks.tuning     # sweeps into sweeps/tuning, keeping what is there; writes benchmarks/tuned.yaml
+    python -m benchmarks.tuning digits      # 60 trials of 400 student updates for each method
+    OMP_NUM_THREADS=1 python -m benchmarks.tuning fashion     # 6 trials of 30 seconds, after `methods fashion --rates`
 
-Each method is swept by `ddad sweep` over benchmarks/spaces/METHOD.yaml, around its published settings, in short runs
-of UPDATES student updates. All are judged on one probe, of the images that `ddad` as published invents on digits. What
-counts as found is the best of the trials, or nothing where the published settings are as good.
+Each method is swept by `ddad sweep` over benchmarks/spaces/METHOD.yaml, around its published settings. All are judged
+on one probe, which `ddad` as published makes (on Fashion-MNIST with the other methods of tune/probe.py). What counts as
+found is the best of the trials, or nothing where the published settings are as good. Sweeps are kept below
+sweeps/tuning/SUITE, and one that is there is not run again; benchmarks/tuned/SUITE.yaml has what was found so far.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.methods import TUNED, Run
+from benchmarks import methods
+from benchmarks.methods import RESULTS, TUNED, Budget, Run, read, rounds_of
+from harness.errors import UserError
 
-TRIALS, UPDATES = 60, 400
 
-OWN = {"ddad:swift": {"trials": 60, "values": {}}, "ddad:aimed": {"trials": 250, "values": {}}}
-"""Variants that hold what their own trials found, by hand and by sweeps (benchmarks/RESULTS-methods.md)."""
+@dataclass(frozen=True)
+class Plan:
+    """How each method of a suite is tuned."""
 
-METHODS = ("dfad", "dafl", "zskt", "dfq", "deepinversion", "cmi", "fast", "nayer")
+    trials: int
+    budget: Budget
+    """Of a trial."""
+    names: tuple[str, ...]
+    options: tuple[str, ...] = ()
+    """Of every sweep."""
+
+
+BASELINES = ("dfad", "dafl", "zskt", "dfq", "deepinversion", "cmi", "fast", "nayer")
+
+PLANS = {
+    "digits": Plan(60, ("updates", 400), BASELINES, ("--objective", "agreement", "--probe-images", "generator")),
+    "fashion": Plan(6, ("seconds", 30.0), ("ddad:fresh", *BASELINES), ("--scheduler", "none")),
+}
 
 SWEEPS = Path("sweeps") / "tuning"
 
 HEAD = """\
-# Settings that tuning found on digits, as `python -m benchmarks.tuning` writes them: for each method the best of its
-# trials by the agreement with the teacher on a frozen probe, without data.
+# Settings that `python -m benchmarks.tuning {suite}` found: for each method the best of its trials by the data-free
+# objective of its sweep. `trials` of a variant without values are those of its own development.
 """
 
 
-def sweep(name: str, *words: str) -> dict[str, Any]:
-    """The report of a sweep of digits in SWEEPS / name, which is run or resumed if it is not finished."""
-    folder = SWEEPS / name
+def sweep(suite: str, name: str, *words: str) -> dict[str, Any]:
+    """The report of a sweep in SWEEPS / suite / name, which is run or resumed if it is not finished."""
+    folder, chosen = SWEEPS / suite / name, methods.SUITES[suite]
     if not (folder / "report.json").exists():
         going = ["--resume"] if (folder / "sweep.json").exists() else []
-        command = ["-m", "harness", "sweep", "digits", *words, "--parallel", "1", "--output", str(folder), *going]
-        subprocess.run([sys.executable, *command, "tracking.uri=none"], check=True)
+        options = [*words, *PLANS[suite].options, "--parallel", "1", "--output", str(folder), *going]
+        command = ["-m", "harness", "sweep", chosen.recipe, *chosen.words, *options, "tracking.uri=none"]
+        if code := subprocess.run([sys.executable, *command], check=False).returncode:
+            raise UserError(f"the sweep in {folder} ended with exit code {code}")
     report: dict[str, Any] = json.loads((folder / "report.json").read_text())
     return report
 
@@ -51,23 +72,44 @@ def found(report: dict[str, Any]) -> dict[str, Any]:
     return {path: float(f"{v:.3g}") if isinstance(v, float) else v for path, v in best["sample"].items()}
 
 
-def write(values: dict[str, dict[str, Any]], file: Path) -> None:
-    """The settings of every method, a line each."""
-    entries = OWN | {name: {"trials": TRIALS, "values": one} for name, one in values.items()}
-    file.write_text(HEAD + "".join(f"{name}: {json.dumps(entry)}\n" for name, entry in entries.items()))
+def write(suite: str, values: dict[str, dict[str, Any]]) -> None:
+    """The settings of every method, a line each; entries of others stay."""
+    entries = methods.tuning(suite) | {n: {"trials": PLANS[suite].trials, "values": v} for n, v in values.items()}
+    TUNED.mkdir(exist_ok=True)
+    lines = [f"{name}: {json.dumps(entry)}\n" for name, entry in entries.items()]
+    (TUNED / f"{suite}.yaml").write_text(HEAD.format(suite=suite) + "".join(lines))
+
+
+def rounds(suite: str, method: str) -> str:
+    """The word for a trial's rounds."""
+    run = Run(suite, method, 0, ())
+    return f"rounds={rounds_of(run, PLANS[suite].budget, read(RESULTS / f'{suite}.jsonl'))}"
+
+
+def tune(suite: str) -> None:
+    """Sweeps every method of a suite."""
+    plan = PLANS[suite]
+    methods.teach(suite, ())
+    own = [rounds(suite, "ddad")] if suite != "digits" else []
+    sweep(suite, "probe", "--trials", "1", *own)
+    for name in plan.names:
+        method, _, variant = name.partition(":")
+        space = Path(__file__).with_name("spaces") / f"{variant or method}.yaml"
+        options = ["--space", str(space), "--trials", str(plan.trials), "--probe", str(SWEEPS / suite / "probe")]
+        words = [f"method={method}", f"variant={variant or 'paper'}", rounds(suite, name)]
+        write(suite, {name: found(sweep(suite, variant or method, *options, *words))})
 
 
 def main() -> None:
     """The command."""
-    sweep("probe", "--trials", "1")
-    values = {}
-    for name in METHODS:
-        rounds = UPDATES // Run("digits", name, 0, ()).steps()
-        space = Path(__file__).with_name("spaces") / f"{name}.yaml"
-        options = ["--space", str(space), "--trials", str(TRIALS), "--probe", str(SWEEPS / "probe")]
-        values[name] = found(sweep(name, *options, f"method={name}", f"rounds={rounds}"))
-    write(values, TUNED)
-    print(TUNED.read_text())
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("suite", choices=PLANS)
+    suite = parser.parse_args().suite
+    try:
+        tune(suite)
+    except UserError as error:
+        sys.exit(f"benchmarks.tuning: {error}")
+    print((TUNED / f"{suite}.yaml").read_text())
 
 
 if __name__ == "__main__":

@@ -41,20 +41,28 @@ _SWIFT: Overlay = {
 _AIMED: Overlay = merge(_SWIFT, {"weights": {"batch_norm": 3.0, "target": 0.5, "class_balance": 1.4}})
 """`swift` with class-conditional latents and a higher weight of the batch-norm term."""
 
-_WARM: Overlay = merge(
+_FRESH: Overlay = merge(
     _SWIFT,
     {
         "replay": {"augment": True},
         "weights": {"batch_norm": 3.0},
-        "student": {"lr": 0.02, "schedule": "cosine", "average": 0.0, "features": 100.0, "reconstruct": 6, "clip": 5.0},
-        "generator": {"lr": 3e-3, "warmup": 300},
+        "generator": {"lr": 3e-3, "warmup": 60},
     },
 )
-"""`swift` for a student that starts from its teacher's weights. Its blocks are compared with the teacher's. A pruned
+"""`swift` with a generator that learns faster and, alone, before the first round, and with crops of replayed images."""
+
+_WARM: Overlay = merge(
+    _FRESH,
+    {
+        "student": {"lr": 0.02, "schedule": "cosine", "average": 0.0, "features": 100.0, "reconstruct": 6, "clip": 5.0},
+        "generator": {"warmup": 300},
+    },
+)
+"""`fresh` for a student that starts from its teacher's weights. Its blocks are compared with the teacher's. A pruned
 student is first fitted to the teacher on images of a generator that was trained on the teacher's statistics."""
 
 METHODS: dict[str, Method] = {
-    "ddad": Method(alternating, {"paper": {}, "swift": _SWIFT, "aimed": _AIMED, "warm": _WARM}),
+    "ddad": Method(alternating, {"paper": {}, "swift": _SWIFT, "aimed": _AIMED, "fresh": _FRESH, "warm": _WARM}),
     "dfad": Method(alternating, {"paper": {"weights": {"batch_norm": 0.0}}}),
     "dafl": Method(from_one_batch, baselines.DAFL),
     "zskt": Method(after_the_generator, baselines.ZSKT),

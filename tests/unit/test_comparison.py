@@ -74,6 +74,7 @@ def test_a_figure_is_drawn(tmp_path: Path) -> None:
 def test_equal_updates_are_rounds_by_the_methods_own_turns() -> None:
     rounds = {name: methods.rounds_of(Run("digits", name, 0, ()), ("updates", 1200), []) for name in methods.DATA_FREE}
     assert rounds == {
+        "ddad:fresh": 240,
         "ddad:aimed": 240,
         "ddad:swift": 240,
         "ddad": 240,
@@ -94,7 +95,19 @@ def test_equal_time_needs_a_measured_speed() -> None:
     run = Run("digits", "ddad", 3, ())
     with pytest.raises(UserError, match="the speed of ddad on digits is not known: run with --rates first"):
         methods.rounds_of(run, ("seconds", 60), [row("ddad", 0, 0.5), row("dfad", 0, 0.5, budget="rate", speeds=[0.4])])
-    assert methods.rounds_of(run, ("seconds", 60), [row("ddad", 0, 0.5, budget="rate", speeds=[0.4])]) == 150
+    rate = row("ddad", 0, 0.5, budget="rate", speeds=[0.4], preparation=4.0)
+    assert methods.rounds_of(run, ("seconds", 60), [rate]) == 140
+
+
+def test_a_curve_begins_after_the_preparation() -> None:
+    """10 rounds of 0.4 s after 4 s: points at rounds 5 and 10 are at 6 and 8 s."""
+    rate = row("ddad", 0, 0.5, budget="rate", speeds=[0.4], preparation=4.0)
+    run = row("ddad", 0, 0.5, rounds=10, curve=[[5, 0.3], [10, 0.5]], wall_seconds=99.0)
+    settings = resolve.resolve("digits", None, {})
+    found = methods.timed(run, rate, settings)
+    assert found["seconds"] == pytest.approx(8.0)
+    assert found["curve"] == [[pytest.approx(6.0), 0.3], [pytest.approx(8.0), 0.5]]
+    assert methods.timed(run, None, settings)["curve"] == [[pytest.approx(49.5), 0.3], [pytest.approx(99.0), 0.5]]
 
 
 @pytest.mark.parametrize("method", ["ddad", "deepinversion"])
@@ -120,6 +133,7 @@ def test_rates_are_measured_once_and_only_where_nothing_else_runs(
 ) -> None:
     monkeypatch.setattr(methods, "RESULTS", tmp_path)
     monkeypatch.setattr(methods, "IDLE", -1.0)
+    monkeypatch.setattr(pace, "by_the_wall", lambda: True)
     words = ["teacher.network=cnn8", "teacher.checkpoint=untrained", "student.network=cnn4", "batch_size=8"]
     with pytest.raises(UserError, match="the machine is not idle"):
         methods.measure_rates("digits", ["ddad"], words)
@@ -130,16 +144,10 @@ def test_rates_are_measured_once_and_only_where_nothing_else_runs(
     found = methods.read(tmp_path / "digits.jsonl")
     assert [(row["method"], len(row["speeds"])) for row in found] == [("ddad", 1), ("fast", 2)]
     assert all(seconds > 0 for row in found for seconds in row["speeds"])
-    assert methods.known(Run("digits", "fast", 3, tuple(words)), found) == found[1]["speeds"]
+    assert [row["preparation"] for row in found] == [0.0, 0.0]
+    assert methods.known(Run("digits", "fast", 3, tuple(words)), found) == found[1]
     assert methods.known(Run("digits", "fast", 3, ()), found) is None
     assert capsys.readouterr().out.count("s a round") == 2
-
-
-def test_seconds_are_those_of_the_speed_where_it_is_known() -> None:
-    found = row("ddad", 0, 0.9, rounds=100, wall_seconds=80.0, curve=[[50, 0.6], [100, 0.9]])
-    assert methods.timed(found, None)["curve"] == [[40.0, 0.6], [80.0, 0.9]]
-    timed = methods.timed(found, lambda rounds: 0.2 * rounds)
-    assert (timed["seconds"], timed["curve"]) == (20.0, [[10.0, 0.6], [20.0, 0.9]])
 
 
 def test_what_is_finished_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,13 +176,14 @@ def test_what_is_finished_is_not_run_again(tmp_path: Path, monkeypatch: pytest.M
 def test_tuned_settings_and_their_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A variant that tuning made has its trials always; a published method only with what they found."""
     found = "dfad: {trials: 60, values: {student.lr: 0.02, student.schedule: cosine}}"
-    (tmp_path / "tuned.yaml").write_text(f"ddad:swift: {{trials: 60, values: {{}}}}\n{found}\n")
-    monkeypatch.setattr(methods, "TUNED", tmp_path / "tuned.yaml")
+    (tmp_path / "digits.yaml").write_text(f"ddad:swift: {{trials: 60, values: {{}}}}\n{found}\n")
+    monkeypatch.setattr(methods, "TUNED", tmp_path)
     published, tuned = (Run("digits", "dfad", 0, (), tuned) for tuned in (False, True))
     assert (published.trials(), published.config(4).student.lr) == (0, 0.1)
     assert (tuned.trials(), tuned.config(4).student.lr, tuned.config(4).student.schedule) == (60, 0.02, "cosine")
     assert [Run("digits", "ddad:swift", 0, (), tuned).trials() for tuned in (False, True)] == [60, 60]
     assert Run("digits", "ddad", 0, (), True).trials() == 0
+    assert Run("fashion", "dfad", 0, (), True).trials() == 0  # what was found is of the suite's own teacher
 
 
 def test_words_may_follow_an_option_that_takes_several() -> None:
@@ -191,24 +200,27 @@ def test_every_suite_resolves(suite: str) -> None:
 def test_what_tuning_found_is_written_as_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     best = {"objective": 0.8, "sample": {"student.lr": 0.0123456, "discrepancy": "kl", "generator.width": 8}}
     kept, none = ({"best": best, "default": {"agreement": agreement}} for agreement in (0.7, 0.8))
-    tuning.write({"dfad": tuning.found(kept), "dfq": tuning.found(none)}, tmp_path / "tuned.yaml")
-    monkeypatch.setattr(methods, "TUNED", tmp_path / "tuned.yaml")
-    assert methods.tuning() == {
-        **tuning.OWN,
+    for module in (methods, tuning):
+        monkeypatch.setattr(module, "TUNED", tmp_path)
+    (tmp_path / "digits.yaml").write_text("ddad:swift: {trials: 60, values: {}}\ndfq: {trials: 3, values: {}}\n")
+    tuning.write("digits", {"dfad": tuning.found(kept)})
+    tuning.write("digits", {"dfq": tuning.found(none)})
+    assert methods.tuning("digits") == {
+        "ddad:swift": {"trials": 60, "values": {}},
         "dfad": {"trials": 60, "values": {"student.lr": 0.0123, "discrepancy": "kl", "generator.width": 8}},
         "dfq": {"trials": 60, "values": {}},
     }
     assert Run("digits", "dfad", 0, (), True).config(4).generator.width == 8
 
 
-@pytest.mark.parametrize("method", tuning.METHODS)
+@pytest.mark.parametrize("method", tuning.BASELINES)
 def test_every_baseline_has_a_space_that_fits_it(method: str) -> None:
     space = spaces.find(str(Path(tuning.__file__).with_name("spaces") / f"{method}.yaml"))
     spaces.check(space, resolve.resolve("digits", None, {"method": method}))
     assert len(space) >= 5
 
 
-@pytest.mark.parametrize(("variant", "start"), [("swift", "paper"), ("aimed", "swift")])
+@pytest.mark.parametrize(("variant", "start"), [("swift", "paper"), ("aimed", "swift"), ("fresh", "fresh")])
 def test_the_spaces_of_our_variants_fit_what_they_start_from(variant: str, start: str) -> None:
     space = spaces.find(str(Path(tuning.__file__).with_name("spaces") / f"{variant}.yaml"))
     spaces.check(space, resolve.resolve("digits", None, {"variant": start}))
