@@ -1,4 +1,4 @@
-"""Views of images: a shift, crop and mirroring for each image, as matrices over rows and columns.
+"""Views of images: a shift, crop and mirroring for each image, as matrices over rows and columns; mixtures of two.
 
     x' = R x C^T,  x [C, H, W], R [H, H], C [W, W]
 
@@ -43,6 +43,12 @@ def local(x: Tensor, draws: Tensor, mirror: bool) -> Tensor:
         centres = start[:, None] + scale[:, None] * (torch.arange(side, device=x.device) + 0.5) - 0.5
         positions.append(centres.clamp(0, side - 1))
     return _resample(x, positions, draws, mirror)
+
+
+def mixup(x: Tensor, other: Tensor, draws: Tensor) -> Tensor:
+    """u x + (1 - u) x', a draw u [b] in [0, 1) for each image; x and x' [b, C, H, W] (mixup, arXiv 1710.09412)."""
+    share = draws[:, None, None, None]
+    return share * x + (1 - share) * other
 
 
 def _whole(draw: Tensor, count: int) -> Tensor:

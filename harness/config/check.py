@@ -75,6 +75,10 @@ def _check_names(values: Values) -> None:
 def _check_replay_and_average(values: Values) -> None:
     share, strategy = values["replay.share"], values["distributed.strategy"]
     _need(values, "replay.share", 0 <= share < 1, "a share of the student's turns, from 0 to below 1")
+    _need(
+        values, "replay.mixup", not values["replay.mixup"] or values["replay.augment"],
+        "replay.augment=true, with which the teacher runs on the images again",
+    )  # fmt: skip
     _need(values, "replay.memory", 0 < values["replay.memory"] < math.inf, "MiB above 0")
     sharded = f"0 under distributed.strategy={strategy}, where no process holds the whole network"
     for path in ("student.average", "generator.average"):

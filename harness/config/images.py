@@ -30,6 +30,8 @@ class Replay:
     """Memory of the pool: the host's or the accelerator's."""
     augment: bool = False
     """Apply a random crop and mirroring to its images; the teacher then runs on them again."""
+    mixup: bool = False
+    """Replace each image, after `augment`, by a mixture with another one of the pool."""
 
 
 @dataclass(frozen=True)

@@ -60,10 +60,10 @@ class Pool:
         """Stores the teacher's logits for them."""
         self._put(round_index, turn_index, part, {"logits": t.logits})
 
-    def draw(self, round_index: int, turn_index: int, part: int) -> tuple[Tensor, Answer]:
-        """Images [b, C, H, W] and stored logits for a replayed turn."""
+    def draw(self, round_index: int, turn_index: int, part: int, use: str = "replay") -> tuple[Tensor, Answer]:
+        """Images [b, C, H, W] and stored logits for a replayed turn; each `use` has draws of its own."""
         available = min(self._number(round_index, turn_index), self.capacity)
-        source = torch.Generator().manual_seed(mix(self.config.seed, "replay", round_index, turn_index))
+        source = torch.Generator().manual_seed(mix(self.config.seed, use, round_index, turn_index))
         drawn = torch.randint(available, (self.config.batch_size,), generator=source)
         columns = torch.tensor(self._columns[part])
         slots = drawn[torch.tensor(self._rows)[columns]]

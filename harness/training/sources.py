@@ -120,13 +120,24 @@ class Sources:
     def _replayed(self, round_index: int, turn_index: int, part: int) -> tuple[Tensor, Answer]:
         """Images of the pool with their stored logits; or augmented, with new outputs of the teacher."""
         assert self.pool and self.teacher
-        x, t = self.pool.draw(round_index, turn_index, part)
+        where = (round_index, turn_index, part)
+        x, t = self.pool.draw(*where)
         if not self.config.replay.augment:
             return x, t
-        keys = (self.config.seed, "views", round_index, turn_index)
-        draws = send(uniform(self._rows(part), self.config.batch_size, 3, *keys).to(x.dtype), self.runtime.device)
-        x = views.crop(x, draws, self.config.input.mirror, self._black.to(x.dtype))
+        x = self._cropped(x, "views", *where)
+        if self.config.replay.mixup:
+            other = self._cropped(self.pool.draw(*where, use="partner")[0], "views of partners", *where)
+            x = views.mixup(x, other, self._draws(1, "mixup", *where)[:, 0].to(x.dtype))
         return x, self.teacher.answer(x)
+
+    def _cropped(self, x: Tensor, use: str, *where: int) -> Tensor:
+        draws = self._draws(3, use, *where).to(x.dtype)
+        return views.crop(x, draws, self.config.input.mirror, self._black.to(x.dtype))
+
+    def _draws(self, count: int, use: str, round_index: int, turn_index: int, part: int) -> Tensor:
+        """Numbers in [0, 1) for this process's rows of a micro-batch, [b, count]."""
+        keys = (self.config.seed, use, round_index, turn_index)
+        return send(uniform(self._rows(part), self.config.batch_size, count, *keys), self.runtime.device)
 
     def _rows(self, part: int) -> range:
         """This process's rows of a micro-batch, in the global batch."""

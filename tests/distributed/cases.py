@@ -81,6 +81,11 @@ CASES: dict[str, Overlay] = {
     "generator begins anew": {"generator_steps": 2, "generator": {"restart": 7}, "batch_size": 13},
     "averaged generator": {"generator": {"average": 0.1}},
     "replay": {"student_steps": 3, "replay": {"share": 0.4, "memory": 0.05}},
+    "mixup": {
+        "student_steps": 3,
+        "replay": {"share": 0.7, "memory": 0.05, "augment": True, "mixup": True},
+        "batch_size": 13,
+    },
     "averaged": {"student": {"average": 0.1}},
     "classes": {"weights": {"target": 1.0}, "batch_size": 13},
     "pruned": PRUNED,

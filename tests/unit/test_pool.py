@@ -168,3 +168,27 @@ def test_what_cannot_be_is_refused_in_one_line(method: str, over: dict[str, Any]
 def test_a_run_without_replay_has_the_turns_it_had() -> None:
     config = resolve.resolve("digits")
     assert {turn.source for turn in METHODS["ddad"].turns(config)} == {"latents"}
+
+
+def test_a_mixture_lies_between_two_views_of_the_pools_images_and_the_teacher_is_asked_of_it() -> None:
+    over = {"student_steps": STEPS, "replay": {"share": 0.4, "augment": True, "mixup": True}}
+    built, where = build("ddad", over=over), (1, STEPS - 1, 0)
+    assert built.teacher
+    for index in range(2):
+        play_round(built, index)
+    sources = built.sources
+    x, t = sources.lesson(*where)
+    with torch.no_grad():
+        assert torch.equal(t.logits, built.teacher.module(x))
+    own = sources._cropped(pool(built).draw(*where)[0], "views", *where)
+    other = sources._cropped(pool(built).draw(*where, use="partner")[0], "views of partners", *where)
+    assert not torch.equal(own, other)
+    shares = ((x - other) * (own - other)).sum((1, 2, 3)) / (own - other).square().sum((1, 2, 3))
+    assert all(0 <= share < 1 for share in shares) and len(set(shares.tolist())) == len(x)
+    torch.testing.assert_close(x, other + shares[:, None, None, None] * (own - other))
+
+
+def test_a_mixture_without_new_answers_is_refused() -> None:
+    expected = "replay.mixup=True: expected replay.augment=true, with which the teacher runs on the images again"
+    with pytest.raises(UserError, match=expected):
+        resolve.resolve("digits", None, {"replay": {"share": 0.4, "mixup": True}})
