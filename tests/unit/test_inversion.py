@@ -99,7 +99,7 @@ def test_views_move_pixels_and_invent_none() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_pool_holds_the_best_images_with_the_teachers_answer(method: str) -> None:
-    rate = 10.0 if method == "nayer" else 3.0
+    rate = {"nayer": 10.0, "fast": 20.0}.get(method, 3.0)
     over = {"inversion": {"steps": 6}, "generator": {"lr": rate}, "replay": {"storage": "fp16", "augment": False}}
     built = build(method, over=over)
     assert built.teacher and built.sources.pool
@@ -170,7 +170,7 @@ def test_a_generator_begins_anew_or_where_it_has_learnt_to() -> None:
     assert not same(after, before[1])
     for key, weights in after.items():  # Adam's first step, of size lr times the steps, against the gradient's sign
         moved = (weights - before[1][key]).abs()
-        assert moved.max() <= 5e-3 * 1.001 and moved.median() == pytest.approx(5e-3, rel=0.05), key
+        assert moved.max() <= 2e-3 * 1.001 and moved.median() == pytest.approx(2e-3, rel=0.05), key
 
 
 def test_what_lasts_is_a_bank_of_features_and_an_average_of_statistics() -> None:
