@@ -62,8 +62,8 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "warm - generator": ("ddad:warm", ("generator.lr=1e-12", "generator.warmup=0")),
     "warm - features": ("ddad:warm", ("student.features=0",)),
     "warm - reconstruction": ("ddad:warm", ("student.reconstruct=0",)),
-    "warm + mixup": ("ddad:warm", ("replay.mixup=true",)),
-    "warm, 80 rounds of warm-up": ("ddad:warm", ("generator.warmup=80",)),
+    "warm, 300 rounds of warm-up": ("ddad:warm", ("generator.warmup=300",)),
+    "the same + mixup": ("ddad:warm", ("generator.warmup=300", "replay.mixup=true")),
     "warm - warm-up": ("ddad:warm", ("generator.warmup=0",)),
     "warm - crops": ("ddad:warm", ("replay.augment=false",)),
 }

@@ -55,7 +55,7 @@ _WARM: Overlay = merge(
     _FRESH,
     {
         "student": {"lr": 0.02, "schedule": "cosine", "average": 0.0, "features": 100.0, "reconstruct": 6, "clip": 5.0},
-        "generator": {"warmup": 300},
+        "generator": {"warmup": 80},
     },
 )
 """`fresh` for a student that starts from its teacher's weights. Its blocks are compared with the teacher's. A pruned
