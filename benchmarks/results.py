@@ -63,7 +63,7 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "warm - features": ("ddad:warm", ("student.features=0",)),
     "warm - reconstruction": ("ddad:warm", ("student.reconstruct=0",)),
     "warm, 300 rounds of warm-up": ("ddad:warm", ("generator.warmup=300",)),
-    "the same + mixup": ("ddad:warm", ("generator.warmup=300", "replay.mixup=true")),
+    "warm, 300 rounds of warm-up, mixup": ("ddad:warm", ("generator.warmup=300", "replay.mixup=true")),
     "warm - warm-up": ("ddad:warm", ("generator.warmup=0",)),
     "warm - crops": ("ddad:warm", ("replay.augment=false",)),
 }
