@@ -4,9 +4,9 @@
     OMP_NUM_THREADS=1 python -m benchmarks.tuning fashion     # 6 trials of 30 seconds, after `methods fashion --rates`
 
 Each method is swept by `ddad sweep` over benchmarks/spaces/METHOD.yaml, around its published settings. All are judged
-on one probe, which `ddad` as published makes (on Fashion-MNIST with the other methods of tune/probe.py). What counts as
-found is the best of the trials, or nothing where the published settings are as good. Sweeps are kept below
-sweeps/tuning/SUITE, and one that is there is not run again; benchmarks/tuned/SUITE.yaml has what was found so far.
+on one probe, of images that `ddad` as published makes. What counts as found is the best of the trials, or nothing where
+the published settings are as good. Sweeps are kept below sweeps/tuning/SUITE, and one that is there is not run again;
+benchmarks/tuned/SUITE.yaml has what was found so far.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ class Plan:
     trials: int
     budget: Budget
     """Of a trial."""
+    probe: Budget
+    """Of the run that makes the probe."""
     names: tuple[str, ...]
     options: tuple[str, ...] = ()
     """Of every sweep."""
@@ -39,8 +41,8 @@ class Plan:
 BASELINES = ("dfad", "dafl", "zskt", "dfq", "deepinversion", "cmi", "fast", "nayer")
 
 PLANS = {
-    "digits": Plan(60, ("updates", 400), BASELINES, ("--objective", "agreement", "--probe-images", "generator")),
-    "fashion": Plan(6, ("seconds", 30.0), ("ddad:fresh", *BASELINES), ("--scheduler", "none")),
+    "digits": Plan(60, ("updates", 400), ("updates", 1200), BASELINES),
+    "fashion": Plan(6, ("seconds", 30.0), ("seconds", 30.0), ("ddad:fresh", *BASELINES), ("--scheduler", "none")),
 }
 
 SWEEPS = Path("sweeps") / "tuning"
@@ -80,23 +82,21 @@ def write(suite: str, values: dict[str, dict[str, Any]]) -> None:
     (TUNED / f"{suite}.yaml").write_text(HEAD.format(suite=suite) + "".join(lines))
 
 
-def rounds(suite: str, method: str) -> str:
-    """The word for a trial's rounds."""
-    run = Run(suite, method, 0, ())
-    return f"rounds={rounds_of(run, PLANS[suite].budget, read(RESULTS / f'{suite}.jsonl'))}"
+def rounds(suite: str, method: str, budget: Budget) -> str:
+    """The word for a method's rounds in a budget."""
+    return f"rounds={rounds_of(Run(suite, method, 0, ()), budget, read(RESULTS / f'{suite}.jsonl'))}"
 
 
 def tune(suite: str) -> None:
     """Sweeps every method of a suite."""
     plan = PLANS[suite]
     methods.teach(suite, ())
-    own = [rounds(suite, "ddad")] if suite != "digits" else []
-    sweep(suite, "probe", "--trials", "1", *own)
+    sweep(suite, "probe", "--trials", "1", rounds(suite, "ddad", plan.probe))
     for name in plan.names:
         method, _, variant = name.partition(":")
         space = Path(__file__).with_name("spaces") / f"{variant or method}.yaml"
         options = ["--space", str(space), "--trials", str(plan.trials), "--probe", str(SWEEPS / suite / "probe")]
-        words = [f"method={method}", f"variant={variant or 'paper'}", rounds(suite, name)]
+        words = [f"method={method}", f"variant={variant or 'paper'}", rounds(suite, name, plan.budget)]
         write(suite, {name: found(sweep(suite, variant or method, *options, *words))})
 
 
