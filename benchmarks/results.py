@@ -53,6 +53,8 @@ STUDENT = (
 
 METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "warm": ("ddad:warm", ()),
+    "warm + mixup": ("ddad:warm", ("replay.mixup=true",)),
+    "fresh": ("ddad:fresh", ()),
     "dfad": ("dfad", STUDENT),
     "cmi": ("cmi", STUDENT),
     "fast": ("fast", STUDENT),
