@@ -1,0 +1,143 @@
+"""Runs of named settings at equal processor time, in one table and one figure, for benchmarks.results and .parts.
+
+Each run is a `ddad distill` of one thread. Its rounds are those that the method does in so many seconds of processor
+time, the steps before its first round taken off, by a speed that is measured first in the same call, so that what else
+the machine does counts little. Rows are added to benchmarks/results/PAIR.jsonl as runs end; what is there is not run
+again, and a run that was ended goes on from its folder. A pair whose teacher is to be taught has it taught first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+import statistics
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import methods, pace
+from benchmarks.comparison import spread
+from benchmarks.methods import Run, Suite
+from harness import files
+from harness.compare.markdown import pipe_table
+from harness.errors import UserError
+from harness.run.palette import COLOURS
+
+HEADER = ["pair", "method", "seeds", "teacher", "student", "agreement", "seconds", "rounds", "student updates"]
+
+
+@dataclass(frozen=True)
+class Study:
+    """Pairs of networks, and the methods that are run on each."""
+
+    pairs: Mapping[str, Suite]
+    """By the name of its results file; each is a Suite of benchmarks.methods too while the study runs."""
+    methods: Mapping[str, tuple[str, tuple[str, ...]]]
+    """Method and settings of a row's name."""
+    possible: Callable[[str], list[str]]
+    """The methods of a pair, where none are named."""
+    introduction: str
+    """What stands above the table."""
+    table_file: Path
+    figure_file: Path
+
+    def table(self) -> str:
+        """Every row of every pair, a line for each pair, budget and method, the best student of a pair first."""
+        lines: list[list[str]] = []
+        for pair in self.pairs:
+            groups: dict[tuple[float, str], list[dict[str, Any]]] = {}
+            for row in rows(pair):
+                groups.setdefault((_seconds(row["budget"]), row["name"]), []).append(row)
+            for (seconds, name), found in sorted(
+                groups.items(), key=lambda item: (item[0][0], -_mean(item[1], "score"))
+            ):
+                seeds = " ".join(str(row["seed"]) for row in sorted(found, key=lambda row: row["seed"]))
+                scores = [spread([row[key] for row in found]) for key in ("score", "agreement")]
+                teacher = f"{100 * found[0]['teacher'][found[0]['metric']]:.2f}"
+                counts = [f"{_mean(found, key):.0f}" for key in ("rounds", "student_updates")]
+                lines.append([pair, name, seeds, teacher, *scores, f"{seconds:g}", *counts])
+        return "\n".join([self.introduction, *pipe_table(HEADER, lines, num_text=3), ""])
+
+    def draw(self) -> None:
+        """Agreement over seconds, a panel a pair, a line a run: those of the budget of which the pair has most rows."""
+        import matplotlib as mpl
+
+        mpl.use("Agg")
+        import matplotlib.pyplot as plt
+
+        pairs = [pair for pair in self.pairs if rows(pair)]
+        height = math.ceil(len(pairs) / 2)
+        figure, grid = plt.subplots(height, 2, figsize=(11, 3.2 * height), squeeze=False, layout="constrained")
+        colour = dict(zip(self.methods, itertools.cycle(COLOURS), strict=False))
+        for pair, axes in zip(pairs, grid.flat, strict=False):
+            budget = Counter(row["budget"] for row in rows(pair)).most_common(1)[0][0]
+            shown = [row for row in rows(pair) if row["budget"] == budget]
+            for row in shown:
+                done = [_seconds(budget) * index / row["rounds"] for index, _ in row["curve"]]
+                agreement = [100 * value for _, value in row["curve"]]
+                dashes = "--" if " - " in row["name"] else "-"
+                label = row["name"] if row["seed"] == shown[0]["seed"] else None
+                axes.plot(done, agreement, dashes, color=colour[row["name"]], label=label)
+            axes.set(title=f"{pair}, {_seconds(budget):g} s", xlabel="seconds", ylabel="agreement, %")
+            axes.grid(alpha=0.3)
+            axes.legend(fontsize=7)
+        for axes in grid.flat[len(pairs) :]:
+            axes.remove()
+        self.figure_file.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(self.figure_file, dpi=130)
+        plt.close(figure)
+
+    def execute(self, pair: str, name: str, seed: int, seconds: float) -> dict[str, Any]:
+        """The row of a run of so many seconds of processor time, from the results file where it is there."""
+        budget, (method, words) = f"seconds={seconds:g}", self.methods[name]
+        for row in rows(pair):
+            if (row["budget"], row["name"], row["seed"]) == (budget, name, seed):
+                return row
+        run = Run(pair, method, seed, words)
+        settings = run.config(1)
+        left = seconds - pace.preparation(settings)
+        rounds = pace.rounds_in(settings, pace.speeds(settings, methods.RATE_ROUNDS), left)
+        every = max(1, rounds // self.pairs[pair].evaluations)
+        row = {"budget": budget, "name": name, **methods.execute(run, rounds, every)}
+        methods.add(methods.RESULTS / f"{pair}.jsonl", row)
+        return row
+
+    def main(self, command: str, description: str | None) -> None:
+        """The command line of a study."""
+        parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser.add_argument("--pairs", nargs="+", choices=self.pairs, default=list(self.pairs))
+        parser.add_argument("--methods", nargs="+", choices=self.methods, default=None)
+        parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+        parser.add_argument("--seconds", type=float, default=300.0)
+        given = parser.parse_args()
+        methods.SUITES.update(self.pairs)
+        try:
+            for seed in given.seeds:
+                for pair in given.pairs:
+                    methods.teach(pair, [])
+                    for name in given.methods or self.possible(pair):
+                        row = self.execute(pair, name, seed, given.seconds)
+                        print(f"{pair}, {name}, seed {seed}: {row['score']:.2%}, {row['rounds']} rounds", flush=True)
+            text = self.table()
+            files.write(self.table_file, text)
+            self.draw()
+            print(text)
+        except UserError as error:
+            sys.exit(f"{command}: {error}")
+
+
+def rows(pair: str) -> list[dict[str, Any]]:
+    """All rows of a pair's results."""
+    return methods.read(methods.RESULTS / f"{pair}.jsonl")
+
+
+def _seconds(budget: str) -> float:
+    return float(budget.removeprefix("seconds="))
+
+
+def _mean(rows: Sequence[dict[str, Any]], key: str) -> float:
+    return statistics.fmean(row[key] for row in rows)

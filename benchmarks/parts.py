@@ -1,0 +1,63 @@
+"""What each part of `ddad:fresh` is worth: `python -m benchmarks.parts`.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.parts --pairs fashion-parts --seconds 60 --seeds 0 1 2
+    DDAD_DATA=/path/to/data OMP_NUM_THREADS=1 python -m benchmarks.parts --pairs cifar10-parts --seconds 300
+
+Rows with a minus are `fresh` without one of its parts, rows with a plus have one thing more. How the runs are made
+equal is said in benchmarks.equal_time. Prints one table over both pairs and writes it to benchmarks/RESULTS-parts.md,
+with a figure beside the rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from benchmarks import methods
+from benchmarks.equal_time import Study
+from benchmarks.methods import SUITES, Suite
+from benchmarks.results import RESNET20_FRESH
+
+INTRODUCTION = """# The parts of `ddad:fresh`
+
+Written by `python -m benchmarks.parts`. Students begin with random weights. Scores are of final states on whole test
+sets, in percent, the standard deviation over seeds after ±; seconds are of the processor time of one thread (the rows
+in benchmarks/results/ have versions, commit and date). Nothing in the code was chosen by these rows.
+
+![curves](results/parts.png)
+"""
+
+PAIRS: dict[str, Suite] = {
+    "fashion-parts": dataclasses.replace(SUITES["fashion"], seeds=(0,), evaluations=4),
+    "cifar10-parts": dataclasses.replace(RESNET20_FRESH, evaluations=4),
+}
+
+METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "fresh": ("ddad:fresh", ()),
+    "fresh - warm-up": ("ddad:fresh", ("generator.warmup=0",)),
+    "fresh - crops": ("ddad:fresh", ("replay.augment=false",)),
+    "fresh - generator's rate": ("ddad:fresh", ("generator.lr=0.001",)),
+    "fresh - batch norm's weight": ("ddad:fresh", ("weights.batch_norm=1",)),
+    "fresh - adversary": ("ddad:fresh", ("weights.adversarial=0",)),
+    "fresh + mixup": ("ddad:fresh", ("replay.mixup=true",)),
+    "fresh + 2 generator steps": ("ddad:fresh", ("generator_steps=2",)),
+    "fresh + half batches": ("ddad:fresh", ("batch_size=64",)),
+    "fresh + class centres": ("ddad:fresh", ("weights.target=0.5", "weights.class_balance=1.4")),
+    "fresh + a new generator each 100 rounds": ("ddad:fresh", ("generator.restart=100",)),
+    "fresh + an averaged generator": ("ddad:fresh", ("generator.average=0.05",)),
+    "fresh + KL for the student": ("ddad:fresh", ("student_discrepancy=kl", "student_temperature=4")),
+    "fresh + KL of batch norm": ("ddad:fresh", ("batch_norm_form=kl",)),
+}
+"""Method and settings of a row's name."""
+
+STUDY = Study(
+    PAIRS,
+    METHODS,
+    lambda pair: list(METHODS),
+    INTRODUCTION,
+    Path(__file__).with_name("RESULTS-parts.md"),
+    methods.RESULTS / "parts.png",
+)
+
+if __name__ == "__main__":
+    STUDY.main("benchmarks.parts", __doc__)
