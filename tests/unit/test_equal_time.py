@@ -40,9 +40,10 @@ def test_every_row_of_every_pair_resolves(name: str, monkeypatch: pytest.MonkeyP
             assert Run(pair, method, 0, words).steps() >= 1
 
 
-def test_only_a_pair_with_training_images_has_kd() -> None:
-    assert "kd" in results.possible("caltech101-resnet18-half")
+def test_a_pair_has_the_methods_that_it_can_run() -> None:
+    assert {"kd", "cmi"} <= set(results.possible("caltech101-resnet18-half"))
     assert "kd" not in results.possible("cifar10-resnet32-half")
+    assert {"cmi", "fast"}.isdisjoint(results.possible("nyuv2-resnet18-half"))
 
 
 def test_lines_stand_by_budget_and_then_by_score(study: Study, tmp_path: Path) -> None:
