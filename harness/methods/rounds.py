@@ -56,7 +56,15 @@ def _num_replayed(config: Config) -> int:
         raise UserError(f"replay.share={share:g} of student_steps={steps} is no turn: set it {enough}")
     if share:
         _check_maps(config)
+    else:
+        _check_views(config, "replay.share=0, so no student turn draws from the pool")
     return count
+
+
+def _check_views(config: Config, no_pool: str) -> None:
+    """Raises UserError if views of replayed images are asked for where no turn replays any, for the reason given."""
+    if config.replay.augment:
+        raise UserError(f"replay.augment=true: {no_pool}: set replay.augment=false")
 
 
 def _check_maps(config: Config) -> None:
@@ -107,6 +115,11 @@ def _refuse_replay(config: Config, reason: str) -> None:
         raise UserError(f"replay.share={config.replay.share:g}: method={config.method} has no replay, {reason}: set 0")
 
 
+def _refuse_pool(config: Config, reason: str) -> None:
+    _refuse_replay(config, reason)
+    _check_views(config, f"method={config.method} has no replay, {reason}")
+
+
 def alternating(config: Config) -> list[Turn]:
     """k student turns, the last ones from the pool if there is replay, then n generator turns; fresh z in each."""
     _check_generator(config)
@@ -125,7 +138,7 @@ def from_one_batch(config: Config) -> list[Turn]:
 def after_the_generator(config: Config) -> list[Turn]:
     """n generator turns, then k student turns on the z of the last: all k have the same images."""
     _check_generator(config)
-    _refuse_replay(config, "its student turns use the images of the generator's last turn")
+    _refuse_pool(config, "its student turns use the images of the generator's last turn")
     students = [Turn("student", "same", student_terms)] * config.student_steps
     return [*[Turn("generator", "latents", generator_terms)] * config.generator_steps, *students]
 
@@ -154,11 +167,12 @@ def inverting(source: Literal["pixels", "fresh", "meta", "noisy"]) -> Callable[[
 def on_real_data(config: Config) -> list[Turn]:
     """k student turns on real images."""
     _refuse(config, "has no generator for the whole run", *OF_A_GENERATOR, "generator.restart", "generator.embeddings")
-    _refuse_replay(config, "it generates no images")
+    _refuse_pool(config, "it generates no images")
     return [Turn("student", "data", student_terms)] * config.student_steps
 
 
 def supervised(config: Config) -> list[Turn]:
     """One turn on real images and labels."""
     _refuse(config, "has no generator for the whole run", *OF_A_GENERATOR, "generator.restart", "generator.embeddings")
+    _refuse_pool(config, "it generates no images")
     return [Turn("supervised", "data", supervised_terms)]

@@ -157,6 +157,9 @@ def test_a_restored_run_goes_on_to_the_bit(over: dict[str, Any], tmp_path: Path)
         ("ddad", merge(REPLAY, {"student": {"attention": 1.0}}), "the pool keeps no feature maps: set student.att"),
         ("zskt", {"replay": {"share": 0.5}}, "method=zskt has no replay, its student turns use the images"),
         ("kd", {"replay": {"share": 0.5}}, "method=kd has no replay, it generates no images: set 0"),
+        ("ddad", {"replay": {"augment": True}}, "replay.augment=true: replay.share=0, so no student turn draws from"),
+        ("kd", {"replay": {"augment": True}}, "replay.augment=true: method=kd has no replay, it generates no images"),
+        ("zskt", {"replay": {"augment": True}}, "replay.augment=true: method=zskt has no replay, its student turns"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(method: str, over: dict[str, Any], message: str) -> None:
