@@ -30,6 +30,7 @@ it begins anew, and so does a teacher that is still needed (a row names its own 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import shutil
@@ -87,13 +88,18 @@ class Budget:
     batch_size: int | None = None
     """Of everything, in place of what fills a card."""
     warmup: int | None = None
-    """Of the generator, in place of the method's."""
+    """The most rounds of a generator's warm-up."""
 
     def over(self) -> Overlay:
         """What a suite's runs have of it."""
         small: Overlay = {} if self.batch_size is None else {"batch_size": self.batch_size}
-        short: Overlay = {} if self.warmup is None else {"generator": {"warmup": self.warmup}}
-        return {"precision": self.precision, **small, **short}
+        return {"precision": self.precision, **small}
+
+    def shortened(self, settings: Config) -> Config:
+        """The settings with no longer a warm-up; a method without one keeps none."""
+        own = settings.generator
+        warmup = own.warmup if self.warmup is None else min(own.warmup, self.warmup)
+        return dataclasses.replace(settings, generator=dataclasses.replace(own, warmup=warmup))
 
 
 REHEARSAL = Budget(seconds=1.0, rate_rounds=1, step_rounds=1, batch_size=8, warmup=1)
@@ -214,7 +220,7 @@ def _teach(name: str, suite: Suite, budget: Budget) -> Callable[[float], list[di
 def _run(name: str, suite: Suite, method: str, seed: int, budget: Budget) -> Callable[[float], list[dict[str, Any]]]:
     def work(deadline: float) -> list[dict[str, Any]]:
         same = budget.over()
-        plain = config(name, suite, method, 0, same)
+        plain = budget.shortened(config(name, suite, method, 0, same))
         if not Path(str(plain.teacher.checkpoint)).exists() and not _teach(name, suite, budget)(deadline):
             return []
         class_names(plain)  # missing test images are told before anything is measured
@@ -229,8 +235,8 @@ def _run(name: str, suite: Suite, method: str, seed: int, budget: Budget) -> Cal
             "rounds": count, "log_every": max(1, count // 50), "evaluate_every": max(1, count // EVALUATIONS),
             "checkpoint": {"every": max(1, count // 4), "keep": 1},
         }  # fmt: skip
-        settings, folder = config(name, suite, method, seed, merge(same, over)), WORK / f"{name}-{method}-{seed}"
-        last = None
+        settings = budget.shortened(config(name, suite, method, seed, merge(same, over)))
+        last, folder = None, WORK / f"{name}-{method}-{seed}"
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         for last in distill.rounds(settings, folder, _until(deadline), print):

@@ -43,6 +43,8 @@ _RESNET26: Overlay = {
 }
 _RESNET26_FILE = "cifar100/karanchahal/resnet26_cifar100.pth"
 _WARM = ("ddad:warm", "dfad")
+_ON_MAPS = ("ddad:fresh", "ddad:swift", "ddad", "dfad", "dafl", "dfq", "kd")
+"""Methods that make no image for one class."""
 _FROM_TEACHER: Overlay = {
     "student": {"start": "teacher", "lr": 0.02, "schedule": "cosine", "features": 100.0, "clip": 5.0}
 }
@@ -56,8 +58,8 @@ SUITES: dict[str, Suite] = {
     "cifar100": Suite("cifar100-resnet34-resnet18", _RESNET26, _RESNET26_FILE),
     "cifar100-half": Suite("cifar100-resnet34-resnet18", merge(_RESNET26, _HALF), _RESNET26_FILE, _WARM),
     "caltech101": Suite("caltech101-resnet18-resnet10t", {"batch_size": 256, "generator": {"width": 64}}),
-    "camvid": Suite("camvid-resnet18-mobilenetv2", _dense(60)),
-    "nyuv2": Suite("nyuv2-resnet18-mobilenetv2", _dense(30)),
+    "camvid": Suite("camvid-resnet18-mobilenetv2", _dense(60), methods=_ON_MAPS),
+    "nyuv2": Suite("nyuv2-resnet18-mobilenetv2", _dense(30), methods=_ON_MAPS),
     "paper-cifar10": Suite("cifar10-resnet34-resnet18", {}),
     "paper-cifar100": Suite("cifar100-resnet34-resnet18", {}),
 }

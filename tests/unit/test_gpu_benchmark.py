@@ -20,6 +20,7 @@ from harness.commands.profile import measure, timing
 from harness.config import PRUNED, build, to_dict
 from harness.config.parse import merge
 from harness.errors import UserError
+from harness.methods import METHODS
 from harness.networks import roles
 from tests.helpers import ROOT, environment
 
@@ -67,6 +68,22 @@ def test_every_job_of_a_suite_has_a_configuration(name: str, monkeypatch: pytest
         roles.teacher(untrained), roles.generator(untrained)
         if untrained.student.network != PRUNED:  # by the importance of weights, of which there are none here
             roles.student(untrained)
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_a_rehearsal_shortens_a_warm_up_and_gives_none_to_a_method_without(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DDAD_DATA", str(tmp_path))
+    suite = SUITES[name]
+    if suite.weights:
+        (tmp_path / "weights" / suite.weights).parent.mkdir(parents=True)
+        (tmp_path / "weights" / suite.weights).touch()
+    for method in suite.methods:
+        whole = gpu.config(name, suite, method, 0, gpu.REHEARSAL.over())
+        short = gpu.REHEARSAL.shortened(whole)
+        assert short.generator.warmup == (1 if whole.generator.warmup else 0)
+        assert METHODS[short.method].turns(short)
 
 
 def measure_little(monkeypatch: pytest.MonkeyPatch) -> None:
