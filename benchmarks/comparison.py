@@ -6,7 +6,6 @@ is not known) and its curve, [[seconds, agreement], ...]. Scores and agreements 
 
 from __future__ import annotations
 
-import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -112,6 +111,10 @@ def told(difference: Difference | None) -> str:
     return f"{mean} [{low}, {high}]" + (", a tie" if difference.tie else "")
 
 
+STYLES = [(colour, dashes) for dashes in ("-", "--", ":") for colour in COLOURS]
+"""Of lines in one picture, no two alike."""
+
+
 def draw(rows: Sequence[Row], path: Path, title: str) -> None:
     """Agreement by seconds: a colour for each method, a line for each seed."""
     import matplotlib as mpl
@@ -120,11 +123,11 @@ def draw(rows: Sequence[Row], path: Path, title: str) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for colour, (name, runs) in zip(itertools.cycle(COLOURS), by_method(rows).items(), strict=False):
+    for (colour, dashes), (name, runs) in zip(STYLES, by_method(rows).items(), strict=False):
         for index, row in enumerate(runs):
             seconds, agreements = zip(*row["curve"], strict=True)
             shown, label = [100 * value for value in agreements], name if index == 0 else None
-            axes.plot(seconds, shown, color=colour, alpha=0.7, label=label)
+            axes.plot(seconds, shown, dashes, color=colour, alpha=0.7, label=label)
     axes.set(xlabel="seconds", ylabel="agreement with the teacher, %", ylim=(0, 100), title=title)
     axes.grid(alpha=0.3)
     axes.legend()

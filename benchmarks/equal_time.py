@@ -9,7 +9,6 @@ again, and a run that was ended goes on from its folder. A pair whose teacher is
 from __future__ import annotations
 
 import argparse
-import itertools
 import math
 import statistics
 import sys
@@ -20,12 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import methods, pace
-from benchmarks.comparison import spread
+from benchmarks.comparison import STYLES, spread
 from benchmarks.methods import Run, Suite
 from harness import files
 from harness.compare.markdown import pipe_table
 from harness.errors import UserError
-from harness.run.palette import COLOURS
 
 HEADER = ["pair", "method", "seeds", "teacher", "student", "agreement", "seconds", "rounds", "student updates"]
 
@@ -72,16 +70,15 @@ class Study:
         pairs = [pair for pair in self.pairs if rows(pair)]
         height = math.ceil(len(pairs) / 2)
         figure, grid = plt.subplots(height, 2, figsize=(11, 3.2 * height), squeeze=False, layout="constrained")
-        colour = dict(zip(self.methods, itertools.cycle(COLOURS), strict=False))
+        styles = dict(zip(self.methods, STYLES, strict=False))
         for pair, axes in zip(pairs, grid.flat, strict=False):
             budget = Counter(row["budget"] for row in rows(pair)).most_common(1)[0][0]
             shown = [row for row in rows(pair) if row["budget"] == budget]
             for row in shown:
                 done = [_seconds(budget) * index / row["rounds"] for index, _ in row["curve"]]
                 agreement = [100 * value for _, value in row["curve"]]
-                dashes = "--" if " - " in row["name"] else "-"
-                label = row["name"] if row["seed"] == shown[0]["seed"] else None
-                axes.plot(done, agreement, dashes, color=colour[row["name"]], label=label)
+                (colour, dashes), first = styles[row["name"]], row["seed"] == shown[0]["seed"]
+                axes.plot(done, agreement, dashes, color=colour, label=row["name"] if first else None)
             axes.set(title=f"{pair}, {_seconds(budget):g} s", xlabel="seconds", ylabel="agreement, %")
             axes.grid(alpha=0.3)
             axes.legend(fontsize=7)
