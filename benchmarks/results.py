@@ -34,9 +34,14 @@ STUDENT = (
 )  # fmt: skip
 """The student's settings of `warm`, for every method: a published learning rate of 0.1 undoes what it starts with."""
 
+KL = ("student_discrepancy=kl", "student_temperature=4", "student.features=10")
+"""The student minimises the KL divergence, and the comparison of blocks weighs about as much as it."""
+
 METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "warm": ("ddad:warm", ()),
     "warm + mixup": ("ddad:warm", ("replay.mixup=true",)),
+    "warm + KL": ("ddad:warm", KL),
+    "warm + mixup + KL": ("ddad:warm", ("replay.mixup=true", *KL)),
     "fresh": ("ddad:fresh", ()),
     "dfad": ("dfad", STUDENT),
     "cmi": ("cmi", STUDENT),
