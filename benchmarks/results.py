@@ -37,11 +37,17 @@ STUDENT = (
 KL = ("student_discrepancy=kl", "student_temperature=4", "student.features=10")
 """The student minimises the KL divergence, and the comparison of blocks weighs about as much as it."""
 
+UNTIL = ("student.features_until=0.5",)
+"""Blocks are compared in the first half of the rounds alone."""
+
 METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "warm": ("ddad:warm", ()),
     "warm + mixup": ("ddad:warm", ("replay.mixup=true",)),
     "warm + KL": ("ddad:warm", KL),
     "warm + mixup + KL": ("ddad:warm", ("replay.mixup=true", *KL)),
+    "warm + blocks for half": ("ddad:warm", UNTIL),
+    "warm + mixup + blocks for half": ("ddad:warm", ("replay.mixup=true", *UNTIL)),
+    "warm + mixup + KL + blocks for half": ("ddad:warm", ("replay.mixup=true", *KL[:2], *UNTIL)),
     "fresh": ("ddad:fresh", ()),
     "dfad": ("dfad", STUDENT),
     "cmi": ("cmi", STUDENT),

@@ -21,7 +21,7 @@ from harness import config as config_module
 from harness import methods, resolve
 from harness.config import Config, Distributed
 from harness.distributed.runtime import Runtime
-from harness.methods.terms import weight_at, weights_of
+from harness.methods.terms import student_weights_of, weights_of
 from harness.networks import layers, roles, sources
 from harness.run import folder
 from harness.training.inversion import num_steps
@@ -127,14 +127,13 @@ def _phases(config: Config) -> list[tuple[int, int]]:
 
     Of each kind: how many rounds there are, and the index of one of them.
     """
-    student = {"student attention": config.student.attention, "student features": config.student.features}
-    schedules = [*vars(config.weights).values(), *student.values()]
+    schedules = [*vars(config.weights).values(), config.student.attention, config.student.features]
     starts = {start for weight in schedules if isinstance(weight, list) for start, _ in weight}
-    starts |= {0, config.adversarial_after * config.rounds, config.rounds}
+    starts |= {share * config.rounds for share in (0, config.adversarial_after, config.student.features_until, 1)}
     bounds = sorted({math.ceil(start) for start in starts if start <= config.rounds})
     found: dict[frozenset[str], tuple[int, int]] = {}
     for first, end in itertools.pairwise(bounds):
-        weights = weights_of(config, first) | {name: weight_at(weight, first) for name, weight in student.items()}
+        weights = weights_of(config, first) | student_weights_of(config, first)
         active = frozenset(name for name, weight in weights.items() if weight)
         count, _ = found.get(active, (0, 0))
         found[active] = (count + end - first, (first + end) // 2)

@@ -55,6 +55,8 @@ def _check_numbers(values: Values) -> None:
     _need(values, "inversion.momentum", 0 <= values["inversion.momentum"] < 1, "a number in [0, 1)")
     after = values["adversarial_after"]
     _need(values, "adversarial_after", 0 <= after < 1, "a share of the rounds, from 0 to below 1")
+    until = values["student.features_until"]
+    _need(values, "student.features_until", 0 < until <= 1, "a share of the rounds, above 0 to 1")
     _need(values, "classes", values["classes"] >= 2, "the number of classes, at least 2")
     divides = values["batch_size"] % values["micro_batches"] == 0
     _need(values, "micro_batches", divides, f"a divisor of batch_size={values['batch_size']}")

@@ -98,6 +98,8 @@ class Student(Optimizer):
     """Weight of attention transfer at inner feature maps; the discrepancy has weight 1."""
     features: Weight = 0.0
     """Weight of the distance between the outputs of blocks that teacher and student have in common."""
+    features_until: float = 1.0
+    """Share of the rounds after which that distance is switched off."""
 
 
 @dataclass(frozen=True)

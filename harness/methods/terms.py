@@ -17,9 +17,10 @@ def student_terms(config: Config, round_index: int, t: Answer, s: Answer) -> dic
     name = config.student_discrepancy or config.discrepancy
     temperature = config.student_temperature or config.temperature
     terms: dict[str, Weighted] = {"discrepancy": (1.0, losses.discrepancy(t.logits, s.logits, name, temperature))}
-    if weight := weight_at(config.student.attention, round_index):
+    weights = student_weights_of(config, round_index)
+    if weight := weights["attention"]:
         terms["attention"] = (weight, losses.attention(t.maps, s.maps))
-    if weight := weight_at(config.student.features, round_index):
+    if weight := weights["features"]:
         terms["features"] = (weight, losses.features(t.blocks, s.blocks))
     return terms
 
@@ -77,8 +78,17 @@ def weight_at(weight: Weight, round_index: int) -> float:
     return [value for start, value in weight if start <= round_index][-1]
 
 
+def student_weights_of(config: Config, round_index: int) -> dict[str, float]:
+    """The weights of the student's terms beside the discrepancy in a round, by term."""
+    attention, features = (weight_at(each, round_index) for each in (config.student.attention, config.student.features))
+    return {
+        "attention": attention,
+        "features": features * (round_index < config.student.features_until * config.rounds),
+    }
+
+
 def weights_of(config: Config, round_index: int) -> dict[str, float]:
-    """The weights of a round, by term; rounds below 0 are the warm-up."""
+    """The weights of the generator's terms in a round, by term; rounds below 0 are the warm-up."""
     weights = {name: weight_at(weight, max(round_index, 0)) for name, weight in vars(config.weights).items()}
     if round_index < config.adversarial_after * config.rounds:
         weights["adversarial"] = 0.0

@@ -86,6 +86,8 @@ def test_rounds_that_compute_other_terms_are_told_apart() -> None:
     config = config_of({"rounds": 10, "adversarial_after": 0.2, "weights": {"tv": [[0, 0.0], [5, 1.0]]}})
     assert estimate._phases(config) == [(2, 1), (3, 3), (5, 7)]
     assert estimate._phases(config_of({"rounds": 10, "weights": {"tv": [[0, 1.0], [4, 2.0]]}})) == [(10, 7)]
+    config = config_of({"rounds": 10, "student": {"features": 1.0, "features_until": 0.35}})
+    assert estimate._phases(config) == [(4, 2), (6, 7)]
 
 
 @pytest.mark.usefixtures("no_curves")

@@ -79,6 +79,8 @@ def test_the_schedule_of_the_generator_covers_its_warmup() -> None:
             "replay.share=0.5 of student_steps=1 is no turn: ",
         ),
         ({"student": {"features": 1.0}, "replay": {"share": 0.5}}, "ddad", "student.features=1.0: the pool keeps no "),
+        ({"student": {"features_until": 0.0}}, "ddad", "student.features_until=0.0: expected a share of the rounds"),
+        ({"student": {"features_until": 1.5}}, "ddad", "student.features_until=1.5: expected a share of the rounds"),
     ],
 )
 def test_what_cannot_be_is_refused(over: Overlay, method: str, expected: str) -> None:
@@ -96,6 +98,13 @@ def test_blocks_of_equal_name_and_shape_are_compared() -> None:
     terms = built.play(0, 0)
     assert terms.total.item() == pytest.approx((terms.values["discrepancy"] + 2 * terms.values["features"]).item())
     assert terms.values["features"] > 0
+
+
+def test_blocks_are_compared_until_a_share_of_the_rounds() -> None:
+    built = build({"student": {"features": 2.0, "features_until": 0.5}, "rounds": 5})
+    found = [built.play(index, 0) for index in range(5)]
+    assert ["features" in terms.values for terms in found] == [True, True, True, False, False]
+    assert found[4].total.item() == pytest.approx(found[4].values["discrepancy"].item())
 
 
 def test_networks_without_a_common_block_are_refused() -> None:
