@@ -32,6 +32,9 @@ PAIRS: dict[str, Suite] = {
     "cifar10-parts": dataclasses.replace(RESNET20_FRESH, evaluations=4),
 }
 
+BLOCKS = ("student.features=10", "student.clip=5")
+"""The student's blocks are compared with the teacher's; the pair of Fashion-MNIST has none in common."""
+
 METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "fresh": ("ddad:fresh", ()),
     "fresh - warm-up": ("ddad:fresh", ("generator.warmup=0",)),
@@ -40,6 +43,14 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "fresh - batch norm's weight": ("ddad:fresh", ("weights.batch_norm=1",)),
     "fresh - adversary": ("ddad:fresh", ("weights.adversarial=0",)),
     "fresh + mixup": ("ddad:fresh", ("replay.mixup=true",)),
+    "fresh + blocks": ("ddad:fresh", BLOCKS),
+    "fresh + blocks + mixup": ("ddad:fresh", (*BLOCKS, "replay.mixup=true")),
+    "dfad + blocks": ("dfad", BLOCKS),
+    "cmi + blocks": ("cmi", BLOCKS),
+    "fast + blocks": ("fast", BLOCKS),
+    "dfad": ("dfad", ()),
+    "cmi": ("cmi", ()),
+    "fast": ("fast", ()),
     "fresh + 2 generator steps": ("ddad:fresh", ("generator_steps=2",)),
     "fresh + half batches": ("ddad:fresh", ("batch_size=64",)),
     "fresh + class centres": ("ddad:fresh", ("weights.target=0.5", "weights.class_balance=1.4")),
@@ -50,10 +61,16 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 """Method and settings of a row's name."""
 
+
+def possible(pair: str) -> list[str]:
+    """The rows of a pair, where none are named."""
+    return [name for name in METHODS if "blocks" not in name or pair != "fashion-parts"]
+
+
 STUDY = Study(
     PAIRS,
     METHODS,
-    lambda pair: list(METHODS),
+    possible,
     INTRODUCTION,
     Path(__file__).with_name("RESULTS-parts.md"),
     methods.RESULTS / "parts.png",
