@@ -124,7 +124,7 @@ class Inversion:
         view = views.local(self.batch.images, draws, self.config.input.mirror)
         with observe_features(self.teacher.module) as found:
             self.teacher.module(view)
-        features = torch.stack([_pooled(found[-1]), _pooled(t.features)])
+        features = torch.stack([_pooled(found[-1]), _pooled(t.features)]).to(self.runtime.dtype)  # bf16 in autocast
         self._features = features.detach()
         bank = self.lasting["memory"].get_buffer("bank")
         held = min(self._earlier * self.size, bank.shape[1])

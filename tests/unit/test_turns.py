@@ -202,8 +202,11 @@ def test_bf16_ends_where_a_network_is_scored(deepspeed: bool) -> None:
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp64"])
-def test_other_precisions_agree_with_fp32(precision: str) -> None:
-    full, other = build(), build({"precision": precision})
-    for turn in (0, 1, 2):
+@pytest.mark.parametrize("method", [name for name, method in methods.METHODS.items() if method.data_free])
+def test_other_precisions_agree_with_fp32(method: str, precision: str) -> None:
+    published = merge(methods.METHODS[method].variants["paper"], {"inversion": {"steps": 2}, "student_steps": 2})
+    over = merge({"method": method}, published)
+    full, other = build(over), build(merge(over, {"precision": precision}))
+    for turn in range(len(full.turns)):
         expected, found = full.play(0, turn).total.item(), other.play(0, turn).total.item()
-        assert found == pytest.approx(expected, rel=0.1 if precision == "bf16" else 1e-4)
+        assert found == pytest.approx(expected, rel=0.1 if precision == "bf16" else 1e-4, abs=1e-2)
