@@ -44,7 +44,7 @@ CALLS: dict[str, list[Part]] = {
         Part(("step/resnet56-resnet20/bf16-graphs",), 1.5),
         Part(
             (
-                "cifar10/ddad:fresh/0", "cifar10/cmi/0", "cifar10-inherited/ddad:warm/0", "cifar10-inherited/dfad/0",
+                "cifar10/ddad:blocks/0", "cifar10/cmi/0", "cifar10-inherited/ddad:warm/0", "cifar10-inherited/dfad/0",
                 "cifar10-half/ddad:warm/0",
             ),
             4.8,

@@ -43,6 +43,7 @@ _RESNET26: Overlay = {
 }
 _RESNET26_FILE = "cifar100/karanchahal/resnet26_cifar100.pth"
 _WARM = ("ddad:warm", "dfad")
+_BLOCKS = ("ddad:blocks", *DATA_FREE, "kd")
 _ON_MAPS = ("ddad:fresh", "ddad:swift", "ddad", "dfad", "dafl", "dfq", "kd")
 """Methods that make no image for one class."""
 _FROM_TEACHER: Overlay = {
@@ -52,10 +53,10 @@ _FROM_TEACHER: Overlay = {
 _HALF: Overlay = merge(_FROM_TEACHER, {"student": {"network": "pruned", "start": "fresh", "arguments": {"macs": 0.5}}})
 
 SUITES: dict[str, Suite] = {
-    "cifar10": Suite("cifar10-resnet20-resnet20", _RESNET32, _RESNET32_FILE),
+    "cifar10": Suite("cifar10-resnet20-resnet20", _RESNET32, _RESNET32_FILE, _BLOCKS),
     "cifar10-inherited": Suite("cifar10-resnet20-resnet20", merge(_RESNET32, _FROM_TEACHER), _RESNET32_FILE, _WARM),
     "cifar10-half": Suite("cifar10-resnet20-resnet20", merge(_RESNET32, _HALF), _RESNET32_FILE, _WARM),
-    "cifar100": Suite("cifar100-resnet34-resnet18", _RESNET26, _RESNET26_FILE),
+    "cifar100": Suite("cifar100-resnet34-resnet18", _RESNET26, _RESNET26_FILE, _BLOCKS),
     "cifar100-half": Suite("cifar100-resnet34-resnet18", merge(_RESNET26, _HALF), _RESNET26_FILE, _WARM),
     "caltech101": Suite("caltech101-resnet18-resnet10t", {"batch_size": 256, "generator": {"width": 64}}),
     "camvid": Suite("camvid-resnet18-mobilenetv2", _dense(60), methods=_ON_MAPS),

@@ -61,8 +61,15 @@ _WARM: Overlay = merge(
 """`fresh` for a student that starts from its teacher's weights. Its blocks are compared with the teacher's. A pruned
 student is first fitted to the teacher on images of a generator that was trained on the teacher's statistics."""
 
+_BLOCKS: Overlay = merge(_FRESH, {"replay": {"mixup": True}, "student": {"features": 10.0, "clip": 5.0}})
+"""`fresh` for a student that has blocks of the teacher's shapes, which are compared with the teacher's."""
+
+_DDAD: dict[str, Overlay] = {
+    "paper": {}, "swift": _SWIFT, "aimed": _AIMED, "fresh": _FRESH, "blocks": _BLOCKS, "warm": _WARM,
+}  # fmt: skip
+
 METHODS: dict[str, Method] = {
-    "ddad": Method(alternating, {"paper": {}, "swift": _SWIFT, "aimed": _AIMED, "fresh": _FRESH, "warm": _WARM}),
+    "ddad": Method(alternating, _DDAD),
     "dfad": Method(alternating, {"paper": {"weights": {"batch_norm": 0.0}}}),
     "dafl": Method(from_one_batch, baselines.DAFL),
     "zskt": Method(after_the_generator, baselines.ZSKT),

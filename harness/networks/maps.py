@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.algorithm.turns import Answer
-from harness.config import Config, ever, image_shape
+from harness.config import PRUNED, Config, ever, image_shape
 from harness.errors import UserError
 from harness.networks import layers
 from harness.networks.layers import observe_maps, pass_with_hooks
@@ -74,26 +74,41 @@ def shared_blocks(
 ) -> tuple[list[nn.Module], list[nn.Module]]:
     """Blocks of the teacher, and those of the student of the same name and shape of output, in order.
 
-    A block is a numbered part, such as `layer2.0`, that has layers of its own. A block of the
-    student in a stage of `inherited` replaces the teacher's blocks up to the next inherited one, and is compared with
-    the last of these. Raises UserError if no blocks match.
+    A block is a numbered part, such as `layer2.0`, that has layers of its own; those of one parent are a stage. Raises
+    UserError if no blocks match.
     """
     x = torch.zeros(2, *image_shape(config))
     own, other = block_shapes(student, x), block_shapes(teacher, x)
-    pairs = {name: _corresponding(name, inherited, other) for name in own}
-    names = [name for name in own if own[name] == other.get(pairs[name])]
+    theirs, names = _stages(other), dict[str, str]()
+    for stage, blocks in _stages(own).items():
+        among = theirs.get(stage, [])
+        kept = [among.index(name) for name in blocks] if config.student.network == PRUNED else inherited.get(stage)
+        pairs = zip(blocks, _corresponding(blocks, among, kept), strict=True)
+        names |= {name: partner for name, partner in pairs if partner is not None and own[name] == other[partner]}
     if not names:
-        raise _nothing_shared(config, "features", "block of equal name and shape")
-    return [teacher.get_submodule(pairs[name]) for name in names], [student.get_submodule(name) for name in names]
+        raise _nothing_shared(config, "features", "block of equal stage and shape")
+    return [teacher.get_submodule(name) for name in names.values()], [student.get_submodule(name) for name in names]
 
 
-def _corresponding(name: str, inherited: Mapping[str, list[int]], theirs: Collection[str]) -> str:
-    """The teacher's block with which a student's block is compared."""
-    stage, _, index = name.rpartition(".")
-    if stage not in inherited:
-        return name
-    following = [*inherited[stage], sum(other.rpartition(".")[0] == stage for other in theirs)]
-    return f"{stage}.{following[int(index) + 1] - 1}"
+def _stages(blocks: Iterable[str]) -> dict[str, list[str]]:
+    """The names of blocks by their stage, in order."""
+    found: dict[str, list[str]] = {}
+    for name in blocks:
+        found.setdefault(name.rpartition(".")[0], []).append(name)
+    return found
+
+
+def _corresponding(own: list[str], theirs: list[str], kept: list[int] | None) -> list[str | None]:
+    """The teacher's block with which each block of a student's stage is compared, or None.
+
+    `kept`: which of the teacher's blocks the student's are. Each does the work of the teacher's blocks up to the next
+    kept one, and is compared with the last of these; new blocks do even shares of it.
+    """
+    if kept is not None:
+        ends = [*kept[1:], len(theirs)]
+    else:
+        ends = [(index + 1) * len(theirs) // len(own) for index in range(len(own))]
+    return [theirs[end - 1] if end > before else None for before, end in zip([0, *ends], ends, strict=False)]
 
 
 def block_shapes(module: nn.Module, x: Tensor) -> dict[str, tuple[int, ...]]:

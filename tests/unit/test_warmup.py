@@ -107,9 +107,49 @@ def test_blocks_are_compared_until_a_share_of_the_rounds() -> None:
     assert found[4].total.item() == pytest.approx(found[4].values["discrepancy"].item())
 
 
+@pytest.mark.parametrize(
+    ("own", "theirs", "kept", "expected"),
+    [
+        (3, 3, None, [0, 1, 2]),
+        (3, 9, None, [2, 5, 8]),
+        (3, 5, None, [0, 2, 4]),
+        (3, 5, [0, 1, 2], [0, 1, 4]),
+        (3, 9, [0, 3, 8], [2, 7, 8]),
+        (5, 3, None, [None, 0, None, 1, 2]),
+        (2, 0, None, [None, None]),
+    ],
+)
+def test_a_stages_last_block_is_compared_with_the_last(
+    own: int, theirs: int, kept: list[int] | None, expected: list[int | None]
+) -> None:
+    blocks, names = [f"layer1.{index}" for index in range(own)], [f"layer1.{index}" for index in range(theirs)]
+    found = maps._corresponding(blocks, names, kept)
+    assert found == [None if index is None else names[index] for index in expected]
+
+
+def test_a_shorter_student_is_compared_with_the_ends_of_stages() -> None:
+    built = build({"teacher": {"network": "wrn28_1"}, "student": {"network": "wrn16_1", "features": 1.0}})
+    assert built.teacher is not None
+    names = [name for name, layer in built.teacher.module.named_modules() if layer in built.teacher.compared.blocks]
+    assert names == [f"layer{stage}.layer.{index}" for stage in (1, 2, 3) for index in (1, 3)]
+
+
+def test_a_pruned_student_is_compared_with_what_its_blocks_were() -> None:
+    over = {"network": "pruned", "arguments": {"channels": 0.5, "blocks": 0.5}, "features": 1.0}
+    built = build({"teacher": {"network": "wrn28_1"}, "student": over})
+    assert built.teacher is not None
+    theirs = [name for name, layer in built.teacher.module.named_modules() if layer in built.teacher.compared.blocks]
+    own = [name for name, layer in built.student.module.named_modules() if layer in built.student.compared.blocks]
+    last = {stage: f"layer{stage}.layer.3" for stage in (1, 2, 3)}
+    assert len(own) == len(theirs) < 12 and set(last.values()) <= set(theirs)
+    assert all(int(a[-1]) >= int(b[-1]) and a[:-1] == b[:-1] for a, b in zip(theirs, own, strict=True))
+
+
 def test_networks_without_a_common_block_are_refused() -> None:
     over = {"student": {"features": 1.0, "network": "vgg11_bn"}, "input": {"size": 32}}
-    with pytest.raises(UserError, match=r"student.features=1.0: .*'wrn10_1' and .*'vgg11_bn' have no block of equal"):
+    with pytest.raises(
+        UserError, match=r"student.features=1.0: .*'wrn10_1' and .*'vgg11_bn' have no block of equal stage"
+    ):
         build(over)
 
 
