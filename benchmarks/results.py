@@ -48,6 +48,8 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "warm + blocks for half": ("ddad:warm", UNTIL),
     "warm + mixup + blocks for half": ("ddad:warm", ("replay.mixup=true", *UNTIL)),
     "warm + mixup + KL + blocks for half": ("ddad:warm", ("replay.mixup=true", *KL[:2], *UNTIL)),
+    "blocks": ("ddad:blocks", ()),
+    "blocks + reconstruction": ("ddad:blocks", ("student.reconstruct=6",)),
     "fresh": ("ddad:fresh", ()),
     "dfad": ("dfad", STUDENT),
     "cmi": ("cmi", STUDENT),
