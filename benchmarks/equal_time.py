@@ -61,18 +61,21 @@ class Study:
         return "\n".join([self.introduction, *pipe_table(HEADER, lines, num_text=3), ""])
 
     def draw(self) -> None:
-        """Agreement over seconds, a panel a pair, a line a run: those of the budget of which the pair has most rows."""
+        """Agreement over seconds, a panel a pair, a line a run: those of the budget with most rows, or the longest."""
         import matplotlib as mpl
 
         mpl.use("Agg")
         import matplotlib.pyplot as plt
 
         pairs = [pair for pair in self.pairs if rows(pair)]
-        height = math.ceil(len(pairs) / 2)
-        figure, grid = plt.subplots(height, 2, figsize=(11, 3.2 * height), squeeze=False, layout="constrained")
+        width = min(2, len(pairs))
+        height = math.ceil(len(pairs) / width)
+        size = (5.5 * width, 3.2 * height)
+        figure, grid = plt.subplots(height, width, figsize=size, squeeze=False, layout="constrained")
         styles = dict(zip(self.methods, STYLES, strict=False))
         for pair, axes in zip(pairs, grid.flat, strict=False):
-            budget = Counter(row["budget"] for row in rows(pair)).most_common(1)[0][0]
+            counts = Counter(row["budget"] for row in rows(pair))
+            budget = max(counts, key=lambda budget: (counts[budget], _seconds(budget)))
             shown = [row for row in rows(pair) if row["budget"] == budget]
             for row in shown:
                 done = [_seconds(budget) * index / row["rounds"] for index, _ in row["curve"]]
@@ -81,7 +84,7 @@ class Study:
                 axes.plot(done, agreement, dashes, color=colour, label=row["name"] if first else None)
             axes.set(title=f"{pair}, {_seconds(budget):g} s", xlabel="seconds", ylabel="agreement, %")
             axes.grid(alpha=0.3)
-            axes.legend(fontsize=7)
+            axes.legend(fontsize=7, loc="center right")
         for axes in grid.flat[len(pairs) :]:
             axes.remove()
         self.figure_file.parent.mkdir(parents=True, exist_ok=True)
