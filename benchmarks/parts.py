@@ -24,6 +24,9 @@ Written by `python -m benchmarks.parts`. Students begin with random weights. Sco
 sets, in percent, the standard deviation over seeds after ±; seconds are of the processor time of one thread (the rows
 in benchmarks/results/ have versions, commit and date). Nothing in the code was chosen by these rows.
 
+`fresh + blocks + mixup` is variant `blocks`. `dfad`, `cmi` and `fast` have their published settings; with `+ blocks`
+they have the same comparison of blocks as `fresh`.
+
 ![curves](results/parts.png)
 """
 
