@@ -70,7 +70,7 @@ class Study:
         pairs = [pair for pair in self.pairs if rows(pair)]
         width = min(2, len(pairs))
         height = math.ceil(len(pairs) / width)
-        size = (5.5 * width, 3.2 * height)
+        size = (7 * width, 3.2 * height)
         figure, grid = plt.subplots(height, width, figsize=size, squeeze=False, layout="constrained")
         styles = dict(zip(self.methods, STYLES, strict=False))
         for pair, axes in zip(pairs, grid.flat, strict=False):
@@ -84,7 +84,7 @@ class Study:
                 axes.plot(done, agreement, dashes, color=colour, label=row["name"] if first else None)
             axes.set(title=f"{pair}, {_seconds(budget):g} s", xlabel="seconds", ylabel="agreement, %")
             axes.grid(alpha=0.3)
-            axes.legend(fontsize=7, loc="center right")
+            axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
         for axes in grid.flat[len(pairs) :]:
             axes.remove()
         self.figure_file.parent.mkdir(parents=True, exist_ok=True)
