@@ -72,7 +72,7 @@ def shared(config: Config, teacher: nn.Module, student: nn.Module) -> tuple[list
 def shared_blocks(
     config: Config, teacher: nn.Module, student: nn.Module, inherited: Mapping[str, list[int]] = MappingProxyType({})
 ) -> tuple[list[nn.Module], list[nn.Module]]:
-    """Blocks of the teacher, and those of the student of the same name and shape of output, in order.
+    """Blocks of the teacher, and those of the student of the same stage and shape of output, in order.
 
     A block is a numbered part, such as `layer2.0`, that has layers of its own; those of one parent are a stage. Raises
     UserError if no blocks match.

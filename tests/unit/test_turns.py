@@ -207,6 +207,8 @@ def test_other_precisions_agree_with_fp32(method: str, precision: str) -> None:
     published = merge(methods.METHODS[method].variants["paper"], {"inversion": {"steps": 2}, "student_steps": 2})
     over = merge({"method": method}, published)
     full, other = build(over), build(merge(over, {"precision": precision}))
+    # Steps of Adam go by the sign of a gradient, however small it is: images that some steps made are a little apart.
+    exact = 1e-2 if full.inversion else 1e-4
     for turn in range(len(full.turns)):
         expected, found = full.play(0, turn).total.item(), other.play(0, turn).total.item()
-        assert found == pytest.approx(expected, rel=0.1 if precision == "bf16" else 1e-4, abs=1e-2)
+        assert found == pytest.approx(expected, rel=0.1 if precision == "bf16" else exact)
