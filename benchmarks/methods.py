@@ -76,6 +76,7 @@ SUITES: dict[str, Suite] = {
 }
 
 DATA_FREE = [
+    "ddad:held",
     "ddad:fresh",
     "ddad:aimed",
     "ddad:swift",

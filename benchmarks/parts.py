@@ -1,11 +1,11 @@
-"""What each part of `ddad:fresh` is worth: `python -m benchmarks.parts`.
+"""What each part of `ddad:fresh` and `ddad:held` is worth: `python -m benchmarks.parts`.
 
     OMP_NUM_THREADS=1 python -m benchmarks.parts --pairs fashion-parts --seconds 60 --seeds 0 1 2
     DDAD_DATA=/path/to/data OMP_NUM_THREADS=1 python -m benchmarks.parts --pairs cifar10-parts --seconds 300
 
-Rows with a minus are `fresh` without one of its parts, rows with a plus have one thing more. How the runs are made
-equal is said in benchmarks.equal_time. Prints one table over both pairs and writes it to benchmarks/RESULTS-parts.md,
-with a figure beside the rows.
+Rows with a minus are `fresh` or `held` without one of its parts, rows with a plus have one thing more. How the runs are
+made equal is said in benchmarks.equal_time. Prints one table over both pairs and writes it to
+benchmarks/RESULTS-parts.md, with a figure beside the rows.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from benchmarks.equal_time import Study
 from benchmarks.methods import SUITES, Suite
 from benchmarks.results import RESNET20_FRESH
 
-INTRODUCTION = """# The parts of `ddad:fresh`
+INTRODUCTION = """# The parts of `ddad:fresh` and `ddad:held`
 
 Written by `python -m benchmarks.parts`. Students begin with random weights. Scores are of final states on whole test
 sets, in percent, the standard deviation over seeds after ±; seconds are of the processor time of one thread (the rows
 in benchmarks/results/ have versions, commit and date). Nothing in the code was chosen by these rows.
 
-`fresh + blocks + mixup` is variant `blocks`. `dfad`, `cmi` and `fast` have their published settings; with `+ blocks`
-they have the same comparison of blocks as `fresh`.
+`held + blocks` is variant `blocks`; it was `fresh + blocks + mixup` until 2026-11-29. `dfad`, `cmi` and `fast` have
+their published settings; with `+ blocks` they have the same comparison of blocks as `fresh`.
 
 ![curves](results/parts.png)
 """
@@ -48,6 +48,13 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "fresh + mixup": ("ddad:fresh", ("replay.mixup=true",)),
     "fresh + blocks": ("ddad:fresh", BLOCKS),
     "fresh + blocks + mixup": ("ddad:fresh", (*BLOCKS, "replay.mixup=true")),
+    "held": ("ddad:held", ()),
+    "held + blocks": ("ddad:blocks", ()),
+    "held - crops judged": ("ddad:held", ("inversion.views=none",)),
+    "held - mixup": ("ddad:held", ("replay.mixup=false",)),
+    "held - adversary": ("ddad:held", ("weights.adversarial=0",)),
+    "held, 10 steps": ("ddad:held", ("generator_steps=10", "student_steps=16", "generator.warmup=8")),
+    "held, 40 steps": ("ddad:held", ("generator_steps=40", "student_steps=64", "generator.warmup=2")),
     "dfad + blocks": ("dfad", BLOCKS),
     "cmi + blocks": ("cmi", BLOCKS),
     "fast + blocks": ("fast", BLOCKS),

@@ -23,8 +23,10 @@ test sets, in percent (accuracy; mean IoU on CamVid and NYUv2), the standard dev
 of the processor time of one thread (the rows in benchmarks/results/ have versions, commit and date). A name that ends
 in `half` is a student of half its teacher's multiply-adds, cut out of it.
 
-The rows of `dfad`, `cmi`, `fast` and `kd` have the student's settings of `warm`: its learning rate, schedule, clipping
-and comparison of blocks. Rows that begin with `warm` and a sign are `warm` with one part taken away.
+The rows of `dfad`, `cmi`, `fast`, `nayer` and `kd` have the student's settings of `warm`: its learning rate, schedule,
+clipping and comparison of blocks. Rows that begin with `warm` and a sign are `warm` with one part taken away or one
+more. In rows with `new latents` the generator draws new ones in each of its turns, of which a round has one, as in
+`fresh`; those are the variants `warm` and `blocks` as they were until 2026-11-29.
 
 ![curves](results/starts.png)
 """
@@ -40,30 +42,40 @@ KL = ("student_discrepancy=kl", "student_temperature=4", "student.features=10")
 UNTIL = ("student.features_until=0.5",)
 """Blocks are compared in the first half of the rounds alone."""
 
+NEW = (*STUDENT, "student.reconstruct=6", "generator.warmup=80")
+"""What `warm` has beyond `fresh`, whose generator draws new latents in each turn and has one turn a round."""
+
+LONG = (*NEW, "generator.warmup=300")
+
 METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "warm": ("ddad:warm", ()),
-    "warm + mixup": ("ddad:warm", ("replay.mixup=true",)),
     "warm + KL": ("ddad:warm", KL),
-    "warm + mixup + KL": ("ddad:warm", ("replay.mixup=true", *KL)),
     "warm + blocks for half": ("ddad:warm", UNTIL),
-    "warm + mixup + blocks for half": ("ddad:warm", ("replay.mixup=true", *UNTIL)),
-    "warm + mixup + KL + blocks for half": ("ddad:warm", ("replay.mixup=true", *KL[:2], *UNTIL)),
     "blocks": ("ddad:blocks", ()),
-    "blocks + reconstruction": ("ddad:blocks", ("student.reconstruct=6",)),
-    "fresh": ("ddad:fresh", ()),
     "dfad": ("dfad", STUDENT),
     "cmi": ("cmi", STUDENT),
     "fast": ("fast", STUDENT),
+    "nayer": ("nayer", STUDENT),
     "kd": ("kd", STUDENT),
     "warm - adversary": ("ddad:warm", ("weights.adversarial=0",)),
     "warm - batch norm": ("ddad:warm", ("weights.batch_norm=0", "generator.warmup=0")),
     "warm - generator": ("ddad:warm", ("generator.lr=1e-12", "generator.warmup=0")),
+    "warm - crops judged": ("ddad:warm", ("inversion.views=none",)),
+    "warm - mixup": ("ddad:warm", ("replay.mixup=false",)),
     "warm - features": ("ddad:warm", ("student.features=0",)),
     "warm - reconstruction": ("ddad:warm", ("student.reconstruct=0",)),
-    "warm, 300 rounds of warm-up": ("ddad:warm", ("generator.warmup=300",)),
-    "warm, 300 rounds of warm-up, mixup": ("ddad:warm", ("generator.warmup=300", "replay.mixup=true")),
-    "warm - warm-up": ("ddad:warm", ("generator.warmup=0",)),
-}
+    "warm, new latents": ("ddad:fresh", NEW),
+    "warm, new latents + mixup": ("ddad:fresh", (*NEW, "replay.mixup=true")),
+    "warm, new latents + KL": ("ddad:fresh", (*NEW, *KL)),
+    "warm, new latents, 300 rounds of warm-up": ("ddad:fresh", LONG),
+    "warm, new latents, 300 rounds of warm-up, mixup": ("ddad:fresh", (*LONG, "replay.mixup=true")),
+    "warm, new latents - batch norm": ("ddad:fresh", (*NEW, "weights.batch_norm=0", "generator.warmup=0")),
+    "warm, new latents - generator": ("ddad:fresh", (*NEW, "generator.lr=1e-12", "generator.warmup=0")),
+    "blocks, new latents": ("ddad:fresh", ("student.features=10", "student.clip=5", "replay.mixup=true")),
+    "blocks, new latents + reconstruction": (
+        "ddad:fresh", ("student.features=10", "student.clip=5", "replay.mixup=true", "student.reconstruct=6"),
+    ),
+}  # fmt: skip
 """Method and settings of a row's name. Without its generator, `warm` has the images of one that never learns.
 Without batch norm it has no warm-up, which learns nothing else."""
 
@@ -113,10 +125,10 @@ RESNET20_FRESH = _third_party("cifar10", 10, "resnet20", "cifar10/akamaster/resn
 
 
 def possible(pair: str) -> list[str]:
-    """The methods of a pair: `kd` needs training images, `cmi` and `fast` make an image for one class."""
+    """The methods of a pair: `kd` needs training images, `cmi`, `fast` and `nayer` make an image for one class."""
     missing = {"kd"} if PAIRS[pair].recipe == "classification" else set()  # third-party pairs have test images alone
     if pair.startswith(("camvid", "nyuv2")):
-        missing |= {"cmi", "fast"}
+        missing |= {"cmi", "fast", "nayer"}
     return [name for name in METHODS if name not in missing]
 
 

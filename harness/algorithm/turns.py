@@ -130,10 +130,11 @@ def generator_turn(
     generator: Player,
     z: Tensor,
     loss: Callable[[Answer, Ask, Tensor], Terms],
+    view: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> Terms:
-    """phi <- argmin -w A(D(T(x), S(x))) + w_bn R_bn(x) + ...,  x = G_phi(z), z [B, Z]."""
+    """phi <- argmin -w A(D(T(x), S(x))) + w_bn R_bn(x) + ...,  x = view(G_phi(z)), z [B, Z]."""
     with generator.turn():
-        x = generator(z)
+        x = view(generator(z))
         t, s = teacher(x), lambda: Answer(student.frozen_forward(x))  # frozen; gradients pass through both to x
         terms = loss(t, s, x)  # t.moments: batch statistics of x in T; s() runs only if a term needs it
         generator.descend(terms)

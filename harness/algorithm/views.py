@@ -18,6 +18,13 @@ MIN_AREA = 0.25
 """Smallest share of an image in a local view (CMI's public code)."""
 
 
+def of(name: str, x: Tensor, draws: Tensor, mirror: bool, black: Tensor) -> Tensor:
+    """The view `name` of images x [b, C, H, W]: "jitter", "crop", or "none", the images themselves."""
+    if name == "none":
+        return x
+    return jitter(x, draws, mirror) if name == "jitter" else crop(x, draws, mirror, black)
+
+
 def jitter(x: Tensor, draws: Tensor, mirror: bool) -> Tensor:
     """Shifts around the edges by up to a sixteenth of the side, x [b, C, H, W] (DeepInversion)."""
     reach = [-(-side // JITTER) for side in x.shape[2:]]

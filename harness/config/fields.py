@@ -41,7 +41,10 @@ class Config:
     student_steps: int = 5
     """Student turns a round."""
     generator_steps: int = 1
-    """Generator turns a round, each on latents of its own."""
+    """Generator turns a round, each on latents of its own unless `shared_latents`."""
+    shared_latents: bool = False
+    """All turns of a round have the same latents, and the generator's turns come first: one batch of images is improved
+    by `generator_steps` updates before the student has it."""
     classes: int = 0
     """Number of classes K."""
     weights: Weights = field(default_factory=Weights)

@@ -36,14 +36,18 @@ class Replay:
 
 @dataclass(frozen=True)
 class Inversion:
-    """Methods that optimise each batch by many steps and store it: `deepinversion`, `cmi`, `fast`, `nayer`."""
+    """Methods that optimise each batch by many steps and store it: `deepinversion`, `cmi`, `fast`, `nayer`.
+
+    `views` is for every generator.
+    """
 
     steps: int = 200
     """Image steps for a batch in a run of `rounds` rounds; a shorter run has proportionally fewer, at least one."""
     rounds: int = 1
     """Least number of rounds for which a batch has all its `steps`."""
     views: Literal["none", "jitter", "crop"] = "none"
-    """View of an image in a step: the image, a shift around its edges, or a crop; the last two may be mirrored."""
+    """What teacher and student see of an image in an image step or a generator's turn: the image, a shift around its
+    edges, or a crop; the last two may be mirrored."""
     latent_lr: float | None = None
     """Learning rate of the latents; null: the generator's."""
     momentum: float = 0.0

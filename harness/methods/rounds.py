@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -97,7 +98,7 @@ def _check_generator(config: Config) -> None:
         )
 
 
-OF_A_GENERATOR = ("generator.warmup", "student.reconstruct", "generator_steps", "generator.average")
+OF_A_GENERATOR = ("generator.warmup", "student.reconstruct", "generator_steps", "generator.average", "shared_latents")
 """Fields that a method can only take if one generator makes all images of its student turns."""
 
 
@@ -106,8 +107,14 @@ def _refuse(config: Config, reason: str, *paths: str) -> None:
     given, usual = flat(config), flat(Config())
     for path in paths:
         if given[path] != usual[path]:
-            default = "null" if usual[path] is None else f"{usual[path]:g}"
-            raise UserError(f"{path}={given[path]}: method={config.method} {reason}: set {default}")
+            raise UserError(f"{path}={_word(given[path])}: method={config.method} {reason}: set {_word(usual[path])}")
+
+
+def _word(value: object) -> str:
+    """A value as it is written on the command line."""
+    if isinstance(value, str):
+        return value
+    return f"{value:g}" if isinstance(value, float) else json.dumps(value)
 
 
 def _refuse_replay(config: Config, reason: str) -> None:
@@ -121,16 +128,24 @@ def _refuse_pool(config: Config, reason: str) -> None:
 
 
 def alternating(config: Config) -> list[Turn]:
-    """k student turns, the last ones from the pool if there is replay, then n generator turns; fresh z in each."""
+    """k student turns, the last ones from the pool if there is replay, then n generator turns; fresh z in each.
+
+    With `shared_latents`: n generator turns, then those of the student, all on the z of the first.
+    """
     _check_generator(config)
-    fresh, replayed = (Turn("student", source, student_terms) for source in ("latents", "pool"))
-    count = _num_replayed(config)
+    shared, count = config.shared_latents, _num_replayed(config)
+    fresh, replayed = (Turn("student", source, student_terms) for source in ("same" if shared else "latents", "pool"))
     students = [fresh] * (config.student_steps - count) + [replayed] * count
-    return [*students, *[Turn("generator", "latents", generator_terms)] * config.generator_steps]
+    first, other = (
+        Turn("generator", source, generator_terms) for source in ("latents", "same" if shared else "latents")
+    )
+    generators = [first] + [other] * (config.generator_steps - 1)
+    return [*generators, *students] if shared else [*students, *generators]
 
 
 def from_one_batch(config: Config) -> list[Turn]:
     """k student turns, then n generator turns on the z of the last of them."""
+    _refuse(config, "has an order of turns of its own", "shared_latents")
     steps = config.generator_steps
     return [*alternating(config)[:-steps], *[Turn("generator", "same", generator_terms)] * steps]
 
@@ -138,6 +153,7 @@ def from_one_batch(config: Config) -> list[Turn]:
 def after_the_generator(config: Config) -> list[Turn]:
     """n generator turns, then k student turns on the z of the last: all k have the same images."""
     _check_generator(config)
+    _refuse(config, "has an order of turns of its own", "shared_latents")
     _refuse_pool(config, "its student turns use the images of the generator's last turn")
     students = [Turn("student", "same", student_terms)] * config.student_steps
     return [*[Turn("generator", "latents", generator_terms)] * config.generator_steps, *students]

@@ -51,21 +51,36 @@ _FRESH: Overlay = merge(
 )
 """`swift` with a generator that learns faster and, alone, before the first round, and with crops of replayed images."""
 
-_WARM: Overlay = merge(
+_HELD: Overlay = merge(
     _FRESH,
     {
-        "student": {"lr": 0.02, "schedule": "cosine", "average": 0.0, "features": 100.0, "reconstruct": 6, "clip": 5.0},
-        "generator": {"warmup": 80},
+        "rounds": 160,
+        "shared_latents": True,
+        "generator_steps": 20,
+        "student_steps": 32,
+        "replay": {"share": 31 / 32, "mixup": True},
+        "generator": {"network": "pixels", "warmup": 4},
+        "inversion": {"views": "crop"},
     },
 )
-"""`fresh` for a student that starts from its teacher's weights. Its blocks are compared with the teacher's. A pruned
+"""`fresh` with a generator that improves one batch of images by 20 updates, which the student then learns from beside
+31 batches of mixtures of earlier ones."""
+
+_BLOCKS: Overlay = merge(_HELD, {"student": {"features": 10.0, "clip": 5.0}})
+"""`held` for a student that has blocks of the teacher's shapes, which are compared with the teacher's."""
+
+_WARM: Overlay = merge(
+    _HELD,
+    {"student": {
+        "lr": 0.02, "schedule": "cosine", "average": 0.0, "features": 100.0, "reconstruct": 6, "clip": 5.0,
+    }},
+)  # fmt: skip
+"""`held` for a student that starts from its teacher's weights. Its blocks are compared with the teacher's. A pruned
 student is first fitted to the teacher on images of a generator that was trained on the teacher's statistics."""
 
-_BLOCKS: Overlay = merge(_FRESH, {"replay": {"mixup": True}, "student": {"features": 10.0, "clip": 5.0}})
-"""`fresh` for a student that has blocks of the teacher's shapes, which are compared with the teacher's."""
-
 _DDAD: dict[str, Overlay] = {
-    "paper": {}, "swift": _SWIFT, "aimed": _AIMED, "fresh": _FRESH, "blocks": _BLOCKS, "warm": _WARM,
+    "paper": {}, "swift": _SWIFT, "aimed": _AIMED, "fresh": _FRESH, "held": _HELD, "blocks": _BLOCKS,
+    "warm": _WARM,
 }  # fmt: skip
 
 METHODS: dict[str, Method] = {

@@ -195,12 +195,7 @@ class Inversion:
 
     def _view(self, x: Tensor, draws: Tensor) -> Tensor:
         """The view of the images in a step."""
-        mirror = self.config.input.mirror
-        if self.config.inversion.views == "jitter":
-            return views.jitter(x, draws, mirror)
-        if self.config.inversion.views == "crop":
-            return views.crop(x, draws, mirror, self._black.to(x.dtype))
-        return x
+        return views.of(self.config.inversion.views, x, draws, self.config.input.mirror, self._black.to(x.dtype))
 
     def _lasting(self) -> nn.ModuleDict:
         """State that lasts over batches: weights of the generator, contrastive head, bank and average moments."""

@@ -113,7 +113,10 @@ class Machine:
             return self.inversion.play(*where, loss)
         assert self.generator is not None
         z, y = self.sources.latents(*where)
-        return generator_turn(self.teacher.judge, self.student, self.generator, z, lambda t, s, x: loss(t, s, x, y))
+        view = partial(self.sources.judged, *where)
+        return generator_turn(
+            self.teacher.judge, self.student, self.generator, z, lambda t, s, x: loss(t, s, x, y), view
+        )
 
     @property
     def num_preparations(self) -> int:

@@ -34,8 +34,9 @@ class Sources:
         self.config, self.runtime, self.turns = config, runtime, turns
         self.generator, self.teacher = generator, teacher
         self._batches: Iterator[tuple[Tensor, Tensor]] | None = None
-        self._repeated: dict[tuple[int, int], tuple[Tensor, Answer]] = {}
-        stored = [index for index, turn in enumerate(turns) if _is_stored(turn)]
+        self._repeated: dict[int, tuple[Tensor, Answer]] = {}  # by micro-batch
+        self._first_same = next((index for index, turn in enumerate(turns) if _kind(turn) == ("student", "same")), None)
+        stored = [index for index, turn in enumerate(turns) if index == self._first_same or _makes_images(turn)]
         replays = any(turn.source == "pool" for turn in turns)
         self.pool = Pool(config, runtime, stored) if replays else None
         self._centres = class_centres(config)
@@ -64,22 +65,15 @@ class Sources:
         source, where = self.turns[turn_index].source, (round_index, turn_index, part)
         if source == "pool":
             return self._replayed(*where)
-        if source == "same":
-            key = self._latents_turn(turn_index), part
-            if key not in self._repeated:
-                x = self._generated(*where)
-                self._repeated[key] = x, self.teacher.answer(x)
-            return self._repeated[key]
         if source == "data":
             x, _ = self.real(*where)
             return x, self.teacher.answer(x)
-        x = self._generated(*where)
-        if self.pool is None:
-            return x, self.teacher.answer(x)
-        x = self.pool.keep(*where, x)  # after storage: later turns draw the same images
-        t = self.teacher.answer(x)
-        self.pool.answered(*where, t)
-        return x, t
+        if source == "latents":
+            return self._made(*where)
+        assert self._first_same is not None
+        if part not in self._repeated:
+            self._repeated[part] = self._made(round_index, self._first_same, part)
+        return self._repeated[part]
 
     @torch.no_grad()
     def images(self, *keys: int | str) -> Tensor:
@@ -111,11 +105,21 @@ class Sources:
         x, labels = next(self._batches)
         return send(x.to(self.runtime.dtype), self.runtime.device), send(labels, self.runtime.device)
 
-    def _generated(self, round_index: int, turn_index: int, part: int) -> Tensor:
-        """G(z) of the current generator."""
-        assert self.generator is not None
-        z, _ = self.latents(round_index, turn_index, part)
-        return self.generator.averaged_forward(z)
+    def judged(self, round_index: int, turn_index: int, part: int, x: Tensor) -> Tensor:
+        """The view of generated images x [b, C, H, W] that teacher and student have in the generator's turn."""
+        draws = self._draws(3, "views", round_index, turn_index, part).to(x.dtype)
+        return views.of(self.config.inversion.views, x, draws, self.config.input.mirror, self._black.to(x.dtype))
+
+    def _made(self, *where: int) -> tuple[Tensor, Answer]:
+        """Images of the current generator, which go to the pool if there is one, and the teacher's outputs."""
+        assert self.generator and self.teacher
+        x = self.generator.averaged_forward(self.latents(*where)[0])
+        if self.pool is None:
+            return x, self.teacher.answer(x)
+        x = self.pool.keep(*where, x)  # after storage: later turns draw the same images
+        t = self.teacher.answer(x)
+        self.pool.answered(*where, t)
+        return x, t
 
     def _replayed(self, round_index: int, turn_index: int, part: int) -> tuple[Tensor, Answer]:
         """Images of the pool with their stored logits; or augmented, with new outputs of the teacher."""
@@ -165,6 +169,10 @@ def drawn(
     return z + centres[y], y
 
 
-def _is_stored(turn: Turn) -> bool:
-    """Whether a pool stores the images of a turn."""
-    return (turn.kind, turn.source) == ("student", "latents") or turn.source in INVERTED
+def _kind(turn: Turn) -> tuple[str, str]:
+    return turn.kind, turn.source
+
+
+def _makes_images(turn: Turn) -> bool:
+    """Whether a turn makes images of its own that a pool stores."""
+    return _kind(turn) == ("student", "latents") or turn.source in INVERTED

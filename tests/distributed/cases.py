@@ -79,6 +79,14 @@ CASES: dict[str, Overlay] = {
         _inverting("nayer"), {"micro_batches": 2, "batch_size": 18, "generator": {"restart": 2}}
     ),
     "generator begins anew": {"generator_steps": 2, "generator": {"restart": 7}, "batch_size": 13},
+    "shared latents": {
+        "generator_steps": 2,
+        "shared_latents": True,
+        "inversion": {"views": "crop"},
+        "student_steps": 3,
+        "replay": {"share": 0.4, "memory": 0.05},
+        "batch_size": 13,
+    },
     "averaged generator": {"generator": {"average": 0.1}},
     "replay": {"student_steps": 3, "replay": {"share": 0.4, "memory": 0.05}},
     "mixup": {

@@ -82,9 +82,12 @@ that `fast` and `nayer` keep shows in the third."""
 MAX_STUDENT_STEPS = 5
 """The smallest number at which `swift`'s four turns of five from the pool are what it asks for."""
 
+MAX_GENERATOR_STEPS = 2
+"""In more updates on one batch what is rounding on one machine becomes another image on the next."""
+
 UNSEEN = (
-    "rounds", "batch_size", "student_steps", "adversarial_after", "generator.latent_size", "generator.warmup",
-    "replay.memory",
+    "rounds", "batch_size", "student_steps", "generator_steps", "adversarial_after", "generator.latent_size",
+    "generator.warmup", "replay.memory",
 )  # fmt: skip
 """Settings of a variant that a few rounds of small batches do not show: they are compared as they are written."""
 
@@ -120,6 +123,7 @@ def variant(case: str) -> dict[str, Any]:
     shorter = {
         "rounds": FEWER_ROUNDS.get(full.method, SMALL["rounds"]),
         "student_steps": min(full.student_steps, MAX_STUDENT_STEPS),
+        "generator_steps": min(full.generator_steps, MAX_GENERATOR_STEPS),
     }
     config = resolve.resolve("digits", None, merge(merge(SMALL, {**NAMED[case], **shorter}), OVER.get(case, {})))
     built, rounds = play(config)

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from harness import methods, resolve
+from harness.algorithm import views
+from harness.algorithm.latents import uniform
 from harness.config.parse import Overlay, merge
 from harness.errors import UserError
-from harness.networks import roles
+from harness.networks import preprocessing, roles
 from harness.training import checkpoint
 from harness.training.machine import Machine
 from tests.unit.test_baselines import build, play_round
@@ -49,6 +51,64 @@ def test_generator_turns_have_latents_of_their_own() -> None:
     assert not torch.equal(*z)
     shared = of({"generator_steps": 2}, "zskt").sources
     assert torch.equal(shared.latents(0, 1, 0)[0], shared.latents(0, 3, 0)[0]), "students see the last turn's"
+
+
+HELD: Overlay = {
+    "student_steps": 3,
+    "generator_steps": 2,
+    "shared_latents": True,
+    "replay": {"share": 0.4, "augment": True},
+    "inversion": {"views": "crop"},
+}
+
+
+def test_with_shared_latents_a_round_improves_one_batch_and_the_student_has_it() -> None:
+    built = of(HELD)
+    kinds = " ".join(f"{turn.kind}/{turn.source}" for turn in built.turns)
+    assert kinds == "generator/latents generator/same student/same student/same student/pool"
+    z = [built.sources.latents(1, turn, 0)[0] for turn in range(4)]
+    assert all(torch.equal(z[0], each) for each in z)
+    assert not torch.equal(z[0], built.sources.latents(2, 0, 0)[0])
+    play_round(built, 0)
+    for turn in (0, 1):
+        built.play(1, turn)
+    assert built.generator and built.sources.pool
+    (x, t), (again, _) = (built.sources.lesson(1, turn, 0) for turn in (2, 3))
+    assert torch.equal(x, again)
+    torch.testing.assert_close(x, built.generator.frozen_forward(z[0]).detach(), atol=0.02, rtol=0)  # 256 levels
+    assert built.sources.pool.filled == 2, "one batch a round"
+    kept = built.sources.pool.tensors(2)
+    torch.testing.assert_close(kept["pool/logits"][1], t.logits.float())
+
+
+def test_a_student_that_resumes_within_a_round_has_the_same_images() -> None:
+    built, other = of(HELD), of(HELD)
+    for turn in range(3):
+        built.play(0, turn)
+    assert built.generator and other.generator
+    other.generator.begin_from(built.generator.module.state_dict())
+    other.sources.take(built.sources.kept(0, 3))
+    assert torch.equal(other.sources.lesson(0, 3, 0)[0], built.sources.lesson(0, 3, 0)[0])
+    assert all(torch.equal(value, built.sources.kept(0, 4)[name]) for name, value in other.sources.kept(0, 4).items())
+
+
+@pytest.mark.parametrize("name", ["none", "jitter", "crop"])
+@pytest.mark.parametrize("method", ["ddad", "dafl", "zskt", "dfq"])
+def test_the_teacher_judges_a_view_of_the_generators_images(
+    method: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = of({"inversion": {"views": name}}, method)
+    assert built.teacher and built.generator
+    seen: list[Tensor] = []
+    judge = built.teacher.judge
+    monkeypatch.setattr(built.teacher, "judge", lambda x: judge(seen.append(x.detach()) or x))  # type: ignore[func-returns-value]
+    turn = next(index for index, turn in enumerate(built.turns) if turn.kind == "generator")
+    x = built.generator.frozen_forward(built.sources.latents(0, turn, 0)[0]).detach()
+    built.play(0, turn)
+    draws = uniform(range(len(x)), len(x), 3, built.config.seed, "views", 0, turn)
+    black = preprocessing.black(built.config)
+    torch.testing.assert_close(seen[0], views.of(name, x, draws, built.config.input.mirror, black))
+    assert torch.allclose(seen[0], x) == (name == "none")
 
 
 def test_a_warm_up_round_has_all_generator_turns() -> None:
@@ -146,6 +206,18 @@ def test_settings_that_cannot_be_are_refused() -> None:
         ),
         ("fast", {"generator": {"average": 0.1}}, "generator.average=0.1: method=fast has no generator for the whole"),
         ("kd", {"generator_steps": 2}, "generator_steps=2: method=kd has no generator for the whole run: set 1"),
+        (
+            "kd",
+            {"shared_latents": True},
+            "shared_latents=true: method=kd has no generator for the whole run: set false",
+        ),
+        ("fast", {"shared_latents": True}, "shared_latents=true: method=fast has no generator for the whole run"),
+        (
+            "zskt",
+            {"shared_latents": True},
+            "shared_latents=true: method=zskt has an order of turns of its own: set fal",
+        ),
+        ("dafl", {"shared_latents": True}, "shared_latents=true: method=dafl has an order of turns of its own"),
         ("kd", {"generator": {"restart": 2}}, "generator.restart=2: method=kd has no generator for the whole run"),
     ]
     for method, over, message in cases:

@@ -37,6 +37,7 @@ CASES: dict[str, Overlay] = {
     **{name: merge(INVERTING, {"method": name}) for name in ("deepinversion", "cmi", "fast", "nayer")},
     "nayer, anew": merge(INVERTING, {"method": "nayer", "generator": {"restart": 1}}),
     "generator": {"generator_steps": 2, "generator": {"restart": 1}},
+    "shared latents": {"generator_steps": 2, "shared_latents": True, "replay": {"share": 0.4, "memory": 0.05}},
 }
 """With a pool, with latents that several turns share, with an average, and with turns of many steps."""
 

@@ -186,6 +186,10 @@ OTHERS: dict[str, Overlay] = {
     "fast": {"method": "fast", "inversion": {"steps": 2, "latent_lr": 0.1, "momentum": 0.9}},
     "nayer": {"method": "nayer", "weights": {"target": 1.0}, "inversion": {"steps": 2}, "generator": {"restart": 1}},
     "anew": {"generator_steps": 2, "generator": {"restart": 1}},
+    "shared latents": {
+        "generator_steps": 2, "shared_latents": True, "inversion": {"views": "crop"},
+        "replay": {"share": 0.5, "place": "device"},
+    },
     "averaged generator": {"generator": {"average": 0.5}},
     "segmentation": {
         "task": "segmentation", "adversarial_transform": "log1p", "input": {"size": 16},
