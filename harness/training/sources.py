@@ -110,9 +110,10 @@ class Sources:
         draws = self._draws(3, "views", round_index, turn_index, part).to(x.dtype)
         return views.of(self.config.inversion.views, x, draws, self.config.input.mirror, self._black.to(x.dtype))
 
-    def _made(self, *where: int) -> tuple[Tensor, Answer]:
+    def _made(self, round_index: int, turn_index: int, part: int) -> tuple[Tensor, Answer]:
         """Images of the current generator, which go to the pool if there is one, and the teacher's outputs."""
         assert self.generator and self.teacher
+        where = (round_index, turn_index, part)
         x = self.generator.averaged_forward(self.latents(*where)[0])
         if self.pool is None:
             return x, self.teacher.answer(x)
