@@ -111,7 +111,7 @@ def told(difference: Difference | None) -> str:
     return f"{mean} [{low}, {high}]" + (", a tie" if difference.tie else "")
 
 
-STYLES = [(colour, dashes) for dashes in ("-", "--", ":") for colour in COLOURS]
+STYLES = [(colour, dashes) for dashes in ("-", "--", ":", "-.") for colour in COLOURS]
 """Of lines in one picture, no two alike."""
 
 

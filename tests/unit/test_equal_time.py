@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from benchmarks import methods, parts, results
-from benchmarks.equal_time import Study
+from benchmarks.comparison import STYLES
+from benchmarks.equal_time import Study, rows
 from benchmarks.methods import Run
 
 STUDIES = {"results": results.STUDY, "parts": parts.STUDY}
@@ -38,6 +39,13 @@ def test_every_row_of_every_pair_resolves(name: str, monkeypatch: pytest.MonkeyP
         for one in STUDIES[name].possible(pair):
             method, words = STUDIES[name].methods[one]
             assert Run(pair, method, 0, words).steps() >= 1
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_row_that_is_kept_is_of_a_method_and_has_a_line_of_its_own(name: str) -> None:
+    study = STUDIES[name]
+    assert {row["name"] for pair in study.pairs for row in rows(pair)} <= study.methods.keys()
+    assert len(study.methods) <= len(STYLES)
 
 
 def test_a_pair_has_the_methods_that_it_can_run() -> None:
