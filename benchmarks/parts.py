@@ -24,8 +24,8 @@ Written by `python -m benchmarks.parts`. Students begin with random weights. Sco
 sets, in percent, the standard deviation over seeds after ±; seconds are of the processor time of one thread (the rows
 in benchmarks/results/ have versions, commit and date). Nothing in the code was chosen by these rows.
 
-`held + blocks` is variant `blocks`; it was `fresh + blocks + mixup` until 2026-11-29. `dfad`, `cmi` and `fast` have
-their published settings; with `+ blocks` they have the same comparison of blocks as `fresh`.
+`fresh + blocks + mixup` is variant `blocks`. `dfad`, `cmi` and `fast` have their published settings; with `+ blocks`
+they have the same comparison of blocks as `fresh`.
 
 ![curves](results/parts.png)
 """
@@ -49,7 +49,7 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "fresh + blocks": ("ddad:fresh", BLOCKS),
     "fresh + blocks + mixup": ("ddad:fresh", (*BLOCKS, "replay.mixup=true")),
     "held": ("ddad:held", ()),
-    "held + blocks": ("ddad:blocks", ()),
+    "held + blocks": ("ddad:held", BLOCKS),
     "held - crops judged": ("ddad:held", ("inversion.views=none",)),
     "held - mixup": ("ddad:held", ("replay.mixup=false",)),
     "held - adversary": ("ddad:held", ("weights.adversarial=0",)),

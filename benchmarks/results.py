@@ -26,7 +26,7 @@ in `half` is a student of half its teacher's multiply-adds, cut out of it.
 The rows of `dfad`, `cmi`, `fast`, `nayer` and `kd` have the student's settings of `warm`: its learning rate, schedule,
 clipping and comparison of blocks. Rows that begin with `warm` and a sign are `warm` with one part taken away or one
 more. In rows with `new latents` the generator draws new ones in each of its turns, of which a round has one, as in
-`fresh`; those are the variants `warm` and `blocks` as they were until 2026-11-29.
+`fresh`; that is the variant `warm` as it was until 2026-11-29.
 
 ![curves](results/starts.png)
 """
@@ -71,10 +71,7 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "warm, new latents, 300 rounds of warm-up, mixup": ("ddad:fresh", (*LONG, "replay.mixup=true")),
     "warm, new latents - batch norm": ("ddad:fresh", (*NEW, "weights.batch_norm=0", "generator.warmup=0")),
     "warm, new latents - generator": ("ddad:fresh", (*NEW, "generator.lr=1e-12", "generator.warmup=0")),
-    "blocks, new latents": ("ddad:fresh", ("student.features=10", "student.clip=5", "replay.mixup=true")),
-    "blocks, new latents + reconstruction": (
-        "ddad:fresh", ("student.features=10", "student.clip=5", "replay.mixup=true", "student.reconstruct=6"),
-    ),
+    "blocks + reconstruction": ("ddad:blocks", ("student.reconstruct=6",)),
 }  # fmt: skip
 """Method and settings of a row's name. Without its generator, `warm` has the images of one that never learns.
 Without batch norm it has no warm-up, which learns nothing else."""

@@ -51,6 +51,9 @@ _FRESH: Overlay = merge(
 )
 """`swift` with a generator that learns faster and, alone, before the first round, and with crops of replayed images."""
 
+_BLOCKS: Overlay = merge(_FRESH, {"replay": {"mixup": True}, "student": {"features": 10.0, "clip": 5.0}})
+"""`fresh` for a student that has blocks of the teacher's shapes, which are compared with the teacher's."""
+
 _HELD: Overlay = merge(
     _FRESH,
     {
@@ -66,9 +69,6 @@ _HELD: Overlay = merge(
 """`fresh` with a generator that improves one batch of images by 20 updates, which the student then learns from beside
 31 batches of mixtures of earlier ones."""
 
-_BLOCKS: Overlay = merge(_HELD, {"student": {"features": 10.0, "clip": 5.0}})
-"""`held` for a student that has blocks of the teacher's shapes, which are compared with the teacher's."""
-
 _WARM: Overlay = merge(
     _HELD,
     {"student": {
@@ -79,7 +79,7 @@ _WARM: Overlay = merge(
 student is first fitted to the teacher on images of a generator that was trained on the teacher's statistics."""
 
 _DDAD: dict[str, Overlay] = {
-    "paper": {}, "swift": _SWIFT, "aimed": _AIMED, "fresh": _FRESH, "held": _HELD, "blocks": _BLOCKS,
+    "paper": {}, "swift": _SWIFT, "aimed": _AIMED, "fresh": _FRESH, "blocks": _BLOCKS, "held": _HELD,
     "warm": _WARM,
 }  # fmt: skip
 
