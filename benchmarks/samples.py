@@ -1,7 +1,11 @@
-"""What each method's generator makes at the end of a run: a row of images for each, side by side."""
+"""What each method's generator makes at the end of a run: a row of images for each, side by side.
+
+python -m benchmarks.samples "warm=runs/methods/cifar10-resnet32-half-ddad-920bdc79" cmi=RUN --figure FILE.png
+"""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +15,7 @@ from torch.nn import functional
 
 from harness.config import Config
 from harness.networks import preprocessing
+from harness.run import folder as run_folder
 from tune.generated import images, last_checkpoint
 
 COLUMNS = 16
@@ -46,3 +51,18 @@ def draw(runs: Mapping[str, tuple[Config, Path]], path: Path, title: str) -> Non
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def main() -> None:
+    """The picture of run folders."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", metavar="NAME=RUN")
+    parser.add_argument("--title", default="generated images")
+    parser.add_argument("--figure", type=Path, required=True)
+    given = parser.parse_args()
+    runs = {name: Path(run) for name, _, run in (word.partition("=") for word in given.runs)}
+    draw({name: (run_folder.read_config(run)[0], run) for name, run in runs.items()}, given.figure, given.title)
+
+
+if __name__ == "__main__":
+    main()
