@@ -19,9 +19,7 @@ MIN_AREA = 0.25
 
 
 def of(name: str, x: Tensor, draws: Tensor, mirror: bool, black: Tensor) -> Tensor:
-    """The view `name` of images x [b, C, H, W]: "jitter", "crop", or "none", the images themselves."""
-    if name == "none":
-        return x
+    """The view `name` of images x [b, C, H, W]: "jitter" or "crop"."""
     return jitter(x, draws, mirror) if name == "jitter" else crop(x, draws, mirror, black)
 
 

@@ -195,6 +195,8 @@ class Inversion:
 
     def _view(self, x: Tensor, draws: Tensor) -> Tensor:
         """The view of the images in a step."""
+        if self.config.inversion.views == "none":
+            return x
         return views.of(self.config.inversion.views, x, draws, self.config.input.mirror, self._black.to(x.dtype))
 
     def _lasting(self) -> nn.ModuleDict:

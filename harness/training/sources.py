@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -34,11 +34,9 @@ class Sources:
         self.config, self.runtime, self.turns = config, runtime, turns
         self.generator, self.teacher = generator, teacher
         self._batches: Iterator[tuple[Tensor, Tensor]] | None = None
-        self._repeated: dict[int, tuple[Tensor, Answer]] = {}  # by micro-batch
-        self._first_same = next((index for index, turn in enumerate(turns) if _kind(turn) == ("student", "same")), None)
-        stored = [index for index, turn in enumerate(turns) if index == self._first_same or _makes_images(turn)]
+        self._repeated: dict[tuple[int, int], tuple[Tensor, Answer]] = {}  # by first turn and micro-batch
         replays = any(turn.source == "pool" for turn in turns)
-        self.pool = Pool(config, runtime, stored) if replays else None
+        self.pool = Pool(config, runtime, _stored(turns)) if replays else None
         self._centres = class_centres(config)
         self._black = send(preprocessing.black(config).to(runtime.dtype), runtime.device)
 
@@ -70,10 +68,12 @@ class Sources:
             return x, self.teacher.answer(x)
         if source == "latents":
             return self._made(*where)
-        assert self._first_same is not None
-        if part not in self._repeated:
-            self._repeated[part] = self._made(round_index, self._first_same, part)
-        return self._repeated[part]
+        first = turn_index  # of the student's turns in a row that have the same images
+        while _has_same(self.turns, first - 1):
+            first -= 1
+        if (first, part) not in self._repeated:
+            self._repeated[first, part] = self._made(round_index, first, part)
+        return self._repeated[first, part]
 
     @torch.no_grad()
     def images(self, *keys: int | str) -> Tensor:
@@ -107,6 +107,8 @@ class Sources:
 
     def judged(self, round_index: int, turn_index: int, part: int, x: Tensor) -> Tensor:
         """The view of generated images x [b, C, H, W] that teacher and student have in the generator's turn."""
+        if self.config.inversion.views == "none":
+            return x
         draws = self._draws(3, "views", round_index, turn_index, part).to(x.dtype)
         return views.of(self.config.inversion.views, x, draws, self.config.input.mirror, self._black.to(x.dtype))
 
@@ -170,10 +172,17 @@ def drawn(
     return z + centres[y], y
 
 
-def _kind(turn: Turn) -> tuple[str, str]:
-    return turn.kind, turn.source
+def _stored(turns: Sequence[Turn]) -> list[int]:
+    """The turns whose images a pool stores: those with latents of their own, and the first after a generator's."""
+    return [
+        index
+        for index, turn in enumerate(turns)
+        if (turn.kind, turn.source) == ("student", "latents")
+        or turn.source in INVERTED
+        or (_has_same(turns, index) and turns[index - 1].kind == "generator")
+    ]
 
 
-def _makes_images(turn: Turn) -> bool:
-    """Whether a turn makes images of its own that a pool stores."""
-    return _kind(turn) == ("student", "latents") or turn.source in INVERTED
+def _has_same(turns: Sequence[Turn], index: int) -> bool:
+    """Whether a turn is one of the student on latents that were drawn before."""
+    return index >= 0 and (turns[index].kind, turns[index].source) == ("student", "same")
