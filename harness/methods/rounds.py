@@ -133,14 +133,13 @@ def alternating(config: Config) -> list[Turn]:
     With `shared_latents`: n generator turns, then those of the student, all on the z of the first.
     """
     _check_generator(config)
-    shared, count = config.shared_latents, _num_replayed(config)
-    fresh, replayed = (Turn("student", source, student_terms) for source in ("same" if shared else "latents", "pool"))
-    students = [fresh] * (config.student_steps - count) + [replayed] * count
-    first, other = (
-        Turn("generator", source, generator_terms) for source in ("latents", "same" if shared else "latents")
-    )
-    generators = [first] + [other] * (config.generator_steps - 1)
-    return [*generators, *students] if shared else [*students, *generators]
+    count = _num_replayed(config)
+    num_fresh, replayed = config.student_steps - count, [Turn("student", "pool", student_terms)] * count
+    drawing, same = (Turn("generator", source, generator_terms) for source in ("latents", "same"))
+    if config.shared_latents:
+        improving = [drawing, *[same] * (config.generator_steps - 1)]
+        return [*improving, *[Turn("student", "same", student_terms)] * num_fresh, *replayed]
+    return [*[Turn("student", "latents", student_terms)] * num_fresh, *replayed, *[drawing] * config.generator_steps]
 
 
 def from_one_batch(config: Config) -> list[Turn]:

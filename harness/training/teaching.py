@@ -50,15 +50,8 @@ def supervised_config(config: Config) -> Config:
     }
     # What belongs to the generator and the student of the data-free run is left at its defaults.
     left_out = (
-        "weights",
-        "student",
-        "generator",
-        "generator_steps",
-        "shared_latents",
-        "replay",
-        "inversion",
-        "teacher",
-    )
+        "weights", "student", "generator", "generator_steps", "shared_latents", "replay", "inversion", "teacher",
+    )  # fmt: skip
     kept = {key: value for key, value in config_module.to_dict(config).items() if key not in left_out}
     return config_module.build(merge(kept, over))
 
