@@ -12,7 +12,6 @@ import argparse
 import math
 import statistics
 import sys
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,11 +60,12 @@ class Study:
         return "\n".join([self.introduction, *pipe_table(HEADER, lines, num_text=3), ""])
 
     def draw(self) -> None:
-        """Agreement over seconds, a panel a pair, a line a run: those of the budget with most rows, or the longest."""
+        """Agreement over seconds, a panel a pair, a line a run, which ends where its budget does."""
         import matplotlib as mpl
 
         mpl.use("Agg")
         import matplotlib.pyplot as plt
+        from matplotlib.ticker import LogLocator, NullFormatter
 
         pairs = [pair for pair in self.pairs if rows(pair)]
         width = min(2, len(pairs))
@@ -74,15 +74,17 @@ class Study:
         figure, grid = plt.subplots(height, width, figsize=size, squeeze=False, layout="constrained")
         styles = dict(zip(self.methods, STYLES, strict=False))
         for pair, axes in zip(pairs, grid.flat, strict=False):
-            counts = Counter(row["budget"] for row in rows(pair))
-            budget = max(counts, key=lambda budget: (counts[budget], _seconds(budget)))
-            shown = [row for row in rows(pair) if row["budget"] == budget]
-            for row in shown:
-                done = [_seconds(budget) * index / row["rounds"] for index, _ in row["curve"]]
+            named: set[str] = set()
+            for row in rows(pair):
+                done = [_seconds(row["budget"]) * index / row["rounds"] for index, _ in row["curve"]]
                 agreement = [100 * value for _, value in row["curve"]]
-                (colour, dashes), first = styles[row["name"]], row["seed"] == shown[0]["seed"]
+                (colour, dashes), first = styles[row["name"]], row["name"] not in named
                 axes.plot(done, agreement, dashes, color=colour, label=row["name"] if first else None)
-            axes.set(title=f"{pair}, {_seconds(budget):g} s", xlabel="seconds", ylabel="agreement, %")
+                named.add(row["name"])
+            axes.set(title=pair, xlabel="seconds", ylabel="agreement, %", xscale="log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter(NullFormatter())
             axes.grid(alpha=0.3)
             axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
         for axes in grid.flat[len(pairs) :]:
