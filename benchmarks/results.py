@@ -46,6 +46,7 @@ NEW = (*STUDENT, "student.reconstruct=6", "generator.warmup=80")
 """What `warm` has beyond `fresh`, whose generator draws new latents in each turn and has one turn a round."""
 
 LONG = (*NEW, "generator.warmup=300")
+"""The same with a longer warm-up."""
 
 METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "warm": ("ddad:warm", ()),

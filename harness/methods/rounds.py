@@ -183,6 +183,7 @@ def on_real_data(config: Config) -> list[Turn]:
     """k student turns on real images."""
     _refuse(config, "has no generator for the whole run", *OF_A_GENERATOR, "generator.restart", "generator.embeddings")
     _refuse_pool(config, "it generates no images")
+    _refuse(config, "generates no images", "inversion.views")
     return [Turn("student", "data", student_terms)] * config.student_steps
 
 
@@ -190,4 +191,5 @@ def supervised(config: Config) -> list[Turn]:
     """One turn on real images and labels."""
     _refuse(config, "has no generator for the whole run", *OF_A_GENERATOR, "generator.restart", "generator.embeddings")
     _refuse_pool(config, "it generates no images")
+    _refuse(config, "generates no images", "inversion.views")
     return [Turn("supervised", "data", supervised_terms)]

@@ -13,6 +13,7 @@ from torch import Tensor
 from harness import methods, resolve
 from harness.algorithm import views
 from harness.algorithm.latents import uniform
+from harness.algorithm.turns import Answer
 from harness.config.parse import Overlay, merge
 from harness.errors import UserError
 from harness.networks import preprocessing, roles
@@ -101,7 +102,12 @@ def test_the_teacher_judges_a_view_of_the_generators_images(
     assert built.teacher and built.generator
     seen: list[Tensor] = []
     judge = built.teacher.judge
-    monkeypatch.setattr(built.teacher, "judge", lambda x: judge(seen.append(x.detach()) or x))  # type: ignore[func-returns-value]
+
+    def record(x: Tensor) -> Answer:
+        seen.append(x.detach())
+        return judge(x)
+
+    monkeypatch.setattr(built.teacher, "judge", record)
     turn = next(index for index, turn in enumerate(built.turns) if turn.kind == "generator")
     x = built.generator.frozen_forward(built.sources.latents(0, turn, 0)[0]).detach()
     built.play(0, turn)
@@ -212,6 +218,7 @@ def test_settings_that_cannot_be_are_refused() -> None:
             {"shared_latents": True},
             "shared_latents=true: method=kd has no generator for the whole run: set false",
         ),
+        ("kd", {"inversion": {"views": "crop"}}, "inversion.views=crop: method=kd generates no images: set none"),
         ("fast", {"shared_latents": True}, "shared_latents=true: method=fast has no generator for the whole run"),
         (
             "zskt",
