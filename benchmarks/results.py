@@ -42,8 +42,11 @@ KL = ("student_discrepancy=kl", "student_temperature=4", "student.features=10")
 UNTIL = ("student.features_until=0.5",)
 """Blocks are compared in the first half of the rounds alone."""
 
-NEW = (*STUDENT, "student.reconstruct=6", "generator.warmup=80")
-"""What `warm` has beyond `fresh`, whose generator draws new latents in each turn and has one turn a round."""
+WHOLE = ("generator.network=upsample", "inversion.views=none")
+"""The default generator, judged by whole images: what `fresh` had until 2026-11-29, and `blocks` has."""
+
+NEW = (*STUDENT, "student.reconstruct=6", "generator.warmup=80", *WHOLE)
+"""What `warm` as it was has beyond `fresh`, whose generator draws new latents in each turn and has one turn a round."""
 
 LONG = (*NEW, "generator.warmup=300")
 """The same with a longer warm-up."""

@@ -34,7 +34,7 @@ NUM_TEST, NUM_BATCHES = 2_000, 6
 WARMUPS = (0, 20, 80)
 """Rounds in which the generator has learnt."""
 
-WORDS = ("variant=fresh", "generator.width=32", "rounds=1", "precision=bf16")
+WORDS = ("variant=fresh", *results.WHOLE, "generator.width=32", "rounds=1", "precision=bf16")
 
 
 def build(warmup: int) -> Machine:

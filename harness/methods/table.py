@@ -46,13 +46,24 @@ _FRESH: Overlay = merge(
     {
         "replay": {"augment": True},
         "weights": {"batch_norm": 3.0},
-        "generator": {"lr": 3e-3, "warmup": 60},
+        "generator": {"network": "pixels", "lr": 3e-3, "warmup": 60},
+        "inversion": {"views": "crop"},
     },
 )
-"""`swift` with a generator that learns faster and, alone, before the first round, and with crops of replayed images."""
+"""`swift` with a generator whose images are pixels, which learns faster and, alone, before the first round. Crops of
+images are what teacher and student see, of generated ones in its turns and of replayed ones."""
 
-_BLOCKS: Overlay = merge(_FRESH, {"replay": {"mixup": True}, "student": {"features": 10.0, "clip": 5.0}})
-"""`fresh` for a student that has blocks of the teacher's shapes, which are compared with the teacher's."""
+_BLOCKS: Overlay = merge(
+    _FRESH,
+    {
+        "replay": {"mixup": True},
+        "student": {"features": 10.0, "clip": 5.0},
+        "generator": {"network": "upsample"},
+        "inversion": {"views": "none"},
+    },
+)
+"""`fresh` for a student that has blocks of the teacher's shapes, which are compared with the teacher's. Its generator
+is the default one, and judged by whole images."""
 
 _HELD: Overlay = merge(
     _FRESH,
@@ -62,8 +73,7 @@ _HELD: Overlay = merge(
         "generator_steps": 20,
         "student_steps": 32,
         "replay": {"share": 31 / 32, "mixup": True},
-        "generator": {"network": "pixels", "warmup": 4},
-        "inversion": {"views": "crop"},
+        "generator": {"warmup": 4},
     },
 )
 """`fresh` with a generator that improves one batch of images by 20 updates, which the student then learns from beside
