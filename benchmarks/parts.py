@@ -24,9 +24,9 @@ Written by `python -m benchmarks.parts`. Students begin with random weights. Sco
 sets, in percent, the standard deviation over seeds after ±; seconds are of the processor time of one thread (the rows
 in benchmarks/results/ have versions, commit and date). Nothing in the code was chosen by these rows.
 
-`fresh - pixels - crops judged` is the variant `fresh` as it was until 2026-11-29, and variant `blocks` has that
-generator still. `dfad`, `cmi`, `fast` and `nayer` have their published settings; with `+ blocks` they have the same
-comparison of blocks as `blocks`.
+`fresh - pixels - crops judged` is the variant `fresh` as it was until 2026-11-29, and so with `blocks`. `dfad`,
+`cmi`, `fast` and `nayer` have their published settings; with `+ blocks` they have the same comparison of blocks as
+`blocks`.
 
 ![curves](results/parts.png)
 """
@@ -51,7 +51,7 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "fresh + mixup": ("ddad:fresh", ("replay.mixup=true",)),
     "blocks": ("ddad:blocks", ()),
     "blocks - mixup": ("ddad:blocks", ("replay.mixup=false",)),
-    "blocks + pixels + crops judged": ("ddad:blocks", ("generator.network=pixels", "inversion.views=crop")),
+    "blocks - pixels - crops judged": ("ddad:blocks", WHOLE),
     "held": ("ddad:held", ()),
     "held + blocks": ("ddad:held", BLOCKS),
     "held - crops judged": ("ddad:held", ("inversion.views=none",)),

@@ -43,7 +43,7 @@ UNTIL = ("student.features_until=0.5",)
 """Blocks are compared in the first half of the rounds alone."""
 
 WHOLE = ("generator.network=upsample", "inversion.views=none")
-"""The default generator, judged by whole images: what `fresh` had until 2026-11-29, and `blocks` has."""
+"""The default generator, judged by whole images: what `fresh` and `blocks` had until 2026-11-29."""
 
 NEW = (*STUDENT, "student.reconstruct=6", "generator.warmup=80", *WHOLE)
 """What `warm` as it was has beyond `fresh`, whose generator draws new latents in each turn and has one turn a round."""
@@ -56,6 +56,7 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "warm + KL": ("ddad:warm", KL),
     "warm + blocks for half": ("ddad:warm", UNTIL),
     "blocks": ("ddad:blocks", ()),
+    "blocks - pixels - crops judged": ("ddad:blocks", WHOLE),
     "dfad": ("dfad", STUDENT),
     "cmi": ("cmi", STUDENT),
     "fast": ("fast", STUDENT),
@@ -75,7 +76,7 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "warm, new latents, 300 rounds of warm-up, mixup": ("ddad:fresh", (*LONG, "replay.mixup=true")),
     "warm, new latents - batch norm": ("ddad:fresh", (*NEW, "weights.batch_norm=0", "generator.warmup=0")),
     "warm, new latents - generator": ("ddad:fresh", (*NEW, "generator.lr=1e-12", "generator.warmup=0")),
-    "blocks + reconstruction": ("ddad:blocks", ("student.reconstruct=6",)),
+    "blocks - pixels - crops judged + reconstruction": ("ddad:blocks", (*WHOLE, "student.reconstruct=6")),
 }  # fmt: skip
 """Method and settings of a row's name. Without its generator, `warm` has the images of one that never learns.
 Without batch norm it has no warm-up, which learns nothing else."""

@@ -53,17 +53,8 @@ _FRESH: Overlay = merge(
 """`swift` with a generator whose images are pixels, which learns faster and, alone, before the first round. Crops of
 images are what teacher and student see, of generated ones in its turns and of replayed ones."""
 
-_BLOCKS: Overlay = merge(
-    _FRESH,
-    {
-        "replay": {"mixup": True},
-        "student": {"features": 10.0, "clip": 5.0},
-        "generator": {"network": "upsample"},
-        "inversion": {"views": "none"},
-    },
-)
-"""`fresh` for a student that has blocks of the teacher's shapes, which are compared with the teacher's. Its generator
-is the default one, and judged by whole images."""
+_BLOCKS: Overlay = merge(_FRESH, {"replay": {"mixup": True}, "student": {"features": 10.0, "clip": 5.0}})
+"""`fresh` for a student that has blocks of the teacher's shapes, which are compared with the teacher's."""
 
 _HELD: Overlay = merge(
     _FRESH,
