@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -64,7 +65,8 @@ def play(part: Part, deadline: float, rehearse: bool) -> None:
     """Runs the jobs of a part until its time or the call's is over, and joins their rows."""
     end = deadline if rehearse else min(deadline, time.monotonic() + 60 * part.minutes)  # a CPU takes what it takes
     done = {row["job"] for row in read(gpu.ROWS)}
-    files = {job: gpu.WORK / "rows" / f"{job.replace('/', '-')}.jsonl" for job in part.jobs if job not in done}
+    names = {job: re.sub("[/:]", "-", job) for job in part.jobs}  # what is carried back must have plain names
+    files = {job: gpu.WORK / "rows" / f"{name}.jsonl" for job, name in names.items() if job not in done}
     words = ["--minutes", f"{(end - time.monotonic()) / 60:.3f}", "--seconds", f"{part.seconds:g}"]
     words += ["--rehearse"] * rehearse
     running = [
