@@ -122,7 +122,8 @@ def test_torchrun_starts_again_and_ends_in_the_same_bits(tmp_path: Path, whole: 
         starting.workers(process.pid)[2].kill()
         (tmp_path / "hold").unlink()
         out, err = process.communicate()
-    assert process.returncode == 0 and "no answer from rank 2" in err, (out, err)
+    # torchrun always names the process; it may end the others before one of them has missed it.
+    assert process.returncode == 0 and "failed (exitcode: -9) local_rank: 2 " in err, (out, err)
     assert ends(tmp_path) == whole(4)
 
 
