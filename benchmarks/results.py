@@ -46,7 +46,7 @@ WHOLE = ("generator.network=upsample", "inversion.views=none")
 """The default generator, judged by whole images: what `fresh` and `blocks` had until 2026-11-29."""
 
 FASTER = ("student.lr=0.1", "student.clip=1")
-"""The comparison of blocks, whose gradient is clipped, learns as before, and what comes after it five times as fast."""
+"""Five times the learning rate. The gradient of the comparison of blocks is above either clip, so its updates stay."""
 
 NEW = (*STUDENT, "student.reconstruct=6", "generator.warmup=80", *WHOLE)
 """What `warm` as it was has beyond `fresh`, whose generator draws new latents in each turn and has one turn a round."""

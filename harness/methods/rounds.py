@@ -127,6 +127,13 @@ def _refuse_pool(config: Config, reason: str) -> None:
     _check_views(config, f"method={config.method} has no replay, {reason}")
 
 
+def _refuse_generation(config: Config) -> None:
+    """UserError for a setting that only a method with generated images has."""
+    _refuse(config, "has no generator for the whole run", *OF_A_GENERATOR, "generator.restart", "generator.embeddings")
+    _refuse_pool(config, "it generates no images")
+    _refuse(config, "generates no images", "inversion.views")
+
+
 def alternating(config: Config) -> list[Turn]:
     """k student turns, the last ones from the pool if there is replay, then n generator turns; fresh z in each.
 
@@ -181,15 +188,11 @@ def inverting(source: Literal["pixels", "fresh", "meta", "noisy"]) -> Callable[[
 
 def on_real_data(config: Config) -> list[Turn]:
     """k student turns on real images."""
-    _refuse(config, "has no generator for the whole run", *OF_A_GENERATOR, "generator.restart", "generator.embeddings")
-    _refuse_pool(config, "it generates no images")
-    _refuse(config, "generates no images", "inversion.views")
+    _refuse_generation(config)
     return [Turn("student", "data", student_terms)] * config.student_steps
 
 
 def supervised(config: Config) -> list[Turn]:
     """One turn on real images and labels."""
-    _refuse(config, "has no generator for the whole run", *OF_A_GENERATOR, "generator.restart", "generator.embeddings")
-    _refuse_pool(config, "it generates no images")
-    _refuse(config, "generates no images", "inversion.views")
+    _refuse_generation(config)
     return [Turn("supervised", "data", supervised_terms)]
