@@ -60,6 +60,7 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "dfad + blocks": ("dfad", BLOCKS),
     "cmi + blocks": ("cmi", BLOCKS),
     "fast + blocks": ("fast", BLOCKS),
+    "nayer + blocks": ("nayer", BLOCKS),
     "dfad": ("dfad", ()),
     "cmi": ("cmi", ()),
     "fast": ("fast", ()),
