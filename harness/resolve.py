@@ -14,6 +14,7 @@ from typing import Any, cast
 from harness import config as config_module
 from harness import methods, task
 from harness.config import FROM_TEACHER, PRETRAINED, PRUNED, UNTRAINED, Config
+from harness.config.check import refuse_password
 from harness.config.parse import ALL_PATHS, Overlay, merge, paths
 from harness.errors import UserError, nearest
 
@@ -61,6 +62,7 @@ def _replay(recipe: str | None, file: Overlay, overrides: Overlay) -> Overlay:
 def _finish(overlay: Overlay, given: Collection[str]) -> Config:
     """Builds the Config and fills what follows from other fields."""
     config = config_module.build(overlay)
+    refuse_password(config.tracking.uri)
     task.load(config.task)
     methods.find(config.method, config.variant)
     for role in ("teacher", "student"):

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 from harness.algorithm.generators import GENERATORS
 from harness.algorithm.losses import DISCREPANCIES
@@ -32,6 +33,19 @@ def check(values: Values, num_channels: int) -> None:
     for path in values:
         if path.startswith("weights.") or path in ("student.attention", "student.features"):
             _check_weight(path, values[path])
+
+
+def refuse_password(uri: str) -> None:
+    """UserError for a tracking URI of a new run that holds a password; run folders of earlier versions may have one."""
+    try:
+        parts = urlsplit(uri)
+    except ValueError as error:
+        raise UserError(f"tracking.uri={uri!r}: expected a URI ({error})") from None
+    if parts.password is not None or "password" in parse_qs(parts.query):
+        raise UserError(
+            "tracking.uri holds a password, which the run folder would keep: leave it out; MLflow reads "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, PostgreSQL PGPASSWORD"
+        )
 
 
 def _need(values: Values, path: str, holds: bool, expected: str) -> None:

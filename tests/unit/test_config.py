@@ -135,6 +135,21 @@ def test_mistakes_name_what_was_given_and_expected(over: dict[str, Any], message
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("http://me:hidden@host:1", "tracking.uri holds a password, which the run folder would keep: leave it out"),
+        ("postgresql://host/db?password=hidden", "tracking.uri holds a password"),
+        ("http://[host", "tracking.uri='http://[host': expected a URI"),
+    ],
+)
+def test_a_new_run_takes_no_password(uri: str, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        resolve.resolve("digits", None, {"tracking": {"uri": uri}})
+    assert message in str(error.value)
+    assert "hidden" not in str(error.value)
+
+
 def test_weights_hold_until_the_next_round_of_their_schedule() -> None:
     assert [weight_at([[0, 1.0], [3, 0.5]], index) for index in (0, 2, 3, 9)] == [1.0, 1.0, 0.5, 0.5]
     assert weight_at(2.0, 7) == 2.0
