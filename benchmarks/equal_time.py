@@ -26,7 +26,6 @@ from harness.errors import UserError
 
 HEADER = ["pair", "method", "seeds", "teacher", "student", "agreement", "seconds", "rounds", "student updates"]
 
-
 @dataclass(frozen=True)
 class Study:
     """Pairs of networks, and the methods that are run on each."""
@@ -41,6 +40,8 @@ class Study:
     """What stands above the table."""
     table_file: Path
     figure_file: Path
+    in_view: float = 100.0
+    """Points below its best curve that a panel shows, so that a run that failed does not flatten the others."""
 
     def table(self) -> str:
         """Every row of every pair, a line for each pair, budget and method, the best student of a pair first."""
@@ -82,6 +83,8 @@ class Study:
                 axes.plot(done, agreement, dashes, color=colour, label=row["name"] if first else None)
                 named.add(row["name"])
             axes.set(title=pair, xlabel="seconds", ylabel="agreement, %", xscale="log")
+            best, lowest = axes.dataLim.y1, axes.dataLim.y0
+            axes.set_ylim(bottom=max(lowest, best - self.in_view) - 1)
             axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
             axes.xaxis.set_major_formatter("{x:g}")
             axes.xaxis.set_minor_formatter(NullFormatter())
