@@ -26,6 +26,7 @@ from harness.errors import UserError
 
 HEADER = ["pair", "method", "seeds", "teacher", "student", "agreement", "seconds", "rounds", "student updates"]
 
+
 @dataclass(frozen=True)
 class Study:
     """Pairs of networks, and the methods that are run on each."""
