@@ -74,7 +74,8 @@ class Study:
         height = math.ceil(len(pairs) / width)
         size = (7 * width, 3.2 * height)
         figure, grid = plt.subplots(height, width, figsize=size, squeeze=False, layout="constrained")
-        styles = dict(zip(self.methods, STYLES, strict=False))
+        present = {row["name"] for pair in pairs for row in rows(pair)}
+        styles = dict(zip([name for name in self.methods if name in present], STYLES, strict=False))
         for pair, axes in zip(pairs, grid.flat, strict=False):
             named: set[str] = set()
             for row in rows(pair):

@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks import methods
 from benchmarks.equal_time import Study
 from benchmarks.methods import SUITES, Suite
-from benchmarks.results import RESNET20_FRESH, WHOLE
+from benchmarks.results import RESNET20_FRESH, SMALL, WHOLE
 
 INTRODUCTION = """# The parts of `ddad:fresh` and `ddad:held`
 
@@ -66,7 +66,11 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "fast": ("fast", ()),
     "nayer": ("nayer", ()),
     "fresh + 2 generator steps": ("ddad:fresh", ("generator_steps=2",)),
-    "fresh + half batches": ("ddad:fresh", ("batch_size=64",)),
+    "fresh + batches of 32": ("ddad:fresh", SMALL),
+    "blocks + batches of 32": ("ddad:blocks", SMALL),
+    "cmi + batches of 32": ("cmi", SMALL),
+    "fast + batches of 32": ("fast", SMALL),
+    "nayer + batches of 32": ("nayer", SMALL),
     "fresh + class centres": ("ddad:fresh", ("weights.target=0.5", "weights.class_balance=1.4")),
     "fresh + a new generator each 100 rounds": ("ddad:fresh", ("generator.restart=100",)),
     "fresh + an averaged generator": ("ddad:fresh", ("generator.average=0.05",)),
