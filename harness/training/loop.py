@@ -58,7 +58,6 @@ def train(
         return Report(0, config.rounds, seconds, 0.0, folder=kept.path, stopped=clock.reason())
     if start == 0:
         kept.samples(machine.networks(), 0)
-    before = clock.elapsed
     for number in range(start, config.rounds * num_turns):
         index, turn_index = divmod(number, num_turns)
         try:
@@ -68,7 +67,7 @@ def train(
             over, last = played and turn == 0, done == config.rounds
             stops = clock.stops(over) and not last
             seconds = state["seconds"] + clock.elapsed
-            speed = (number + played - start) / num_turns / (clock.elapsed - before)
+            speed = (number + played - start) / num_turns / clock.elapsed
             report = Report(done, config.rounds, seconds, speed, folder=kept.path)
             if over:
                 report = _end_round(machine, kept, clock, means, report, judge)

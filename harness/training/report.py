@@ -24,7 +24,7 @@ class Report:
     seconds: float
     """Seconds of all its rounds so far, summed over resumes."""
     rounds_per_second: float
-    """Speed of the rounds since this process took the run up; 0 before the first."""
+    """Speed since this process took the run up; 0 before its first round."""
     values: dict[str, float] = field(default_factory=dict)
     """Losses of the last round, means over its turns, by "player/term"; evaluations where one was due."""
     folder: Path = Path()

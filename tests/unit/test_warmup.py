@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from pathlib import Path
 from types import MappingProxyType
 
 import pytest
@@ -16,7 +15,6 @@ from harness.distributed.fsdp import check_weights
 from harness.distributed.runtime import Runtime
 from harness.errors import UserError
 from harness.networks import maps, roles
-from harness.training import distill
 from harness.training.machine import Machine
 from harness.training.teaching import supervised_config
 
@@ -193,11 +191,3 @@ def test_turns_of_the_same_images_have_those_of_the_latents_before_them() -> Non
     first, second = built.sources.lesson(0, 1, 0)[0], built.sources.lesson(0, 3, 0)[0]
     assert torch.equal(first, built.sources.lesson(0, 0, 0)[0])
     assert torch.equal(second, built.sources.lesson(0, 2, 0)[0]) and not torch.equal(first, second)
-
-
-def test_the_speed_of_a_run_is_that_of_its_rounds(tmp_path: Path) -> None:
-    words: Overlay = {"generator": {"warmup": 40}, "data": {"name": "none"}, "tracking": {"uri": "none"}}
-    config = resolve.resolve("digits", None, merge(merge(SMALL, words), {"log_every": 1}))
-    first = next(distill.rounds(config, tmp_path / "run"))
-    assert first.round == 1
-    assert first.rounds_per_second > 2 / first.seconds, "forty steps and a round are not all counted as a round"
