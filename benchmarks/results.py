@@ -145,7 +145,7 @@ def possible(pair: str) -> list[str]:
     missing = {"kd"} if PAIRS[pair].recipe == "classification" else set()  # third-party pairs have test images alone
     if pair.startswith(("camvid", "nyuv2")):
         missing |= {"cmi", "fast", "nayer"}
-    return [name for name in METHODS if name not in missing]
+    return [name for name, (method, _) in METHODS.items() if method not in missing]
 
 
 STUDY = Study(
