@@ -40,7 +40,7 @@ def refuse_password(uri: str) -> None:
     try:
         parts = urlsplit(uri)
     except ValueError as error:
-        raise UserError(f"tracking.uri={uri!r}: expected a URI ({error})") from None
+        raise UserError(f"tracking.uri: expected a URI ({error})") from None  # a password may be in it
     if parts.password is not None or "password" in parse_qs(parts.query):
         raise UserError(
             "tracking.uri holds a password, which the run folder would keep: leave it out; MLflow reads "

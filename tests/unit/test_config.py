@@ -140,7 +140,7 @@ def test_mistakes_name_what_was_given_and_expected(over: dict[str, Any], message
     [
         ("http://me:hidden@host:1", "tracking.uri holds a password, which the run folder would keep: leave it out"),
         ("postgresql://host/db?password=hidden", "tracking.uri holds a password"),
-        ("http://[host", "tracking.uri='http://[host': expected a URI"),
+        ("http://me:hidden@[host", "tracking.uri: expected a URI (Invalid IPv6 URL)"),
     ],
 )
 def test_a_new_run_takes_no_password(uri: str, message: str) -> None:
