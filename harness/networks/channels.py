@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch_pruning.ops import OPTYPE
 
 from harness.errors import UserError
-from harness.networks import cutting
+from harness.networks import cutting, layers
 from harness.networks.cutting import Structure
 
 TOLERANCE = 1e-3
@@ -44,11 +44,13 @@ class Group:
     """{(layer, axis): pairs (index along that axis, channel in 0 .. `size` - 1)}."""
     operations: frozenset[str]
     """Operations between the layers, by autograd's names."""
+    side: float
+    """Side of the layer's output, as the square root of its number of positions."""
 
     def kept(self, share: float) -> set[int]:
-        """The share of most important channels, at least one of each part; ties keep the first."""
+        """The share (1 at most) of most important channels, at least one of each part; ties keep the first."""
         width = self.size // self.parts
-        number = max(1, math.floor(width * share + 0.5))
+        number = max(1, math.floor(width * min(share, 1.0) + 0.5))
         found: set[int] = set()
         for part in self.importance.view(self.parts, width):
             order = part.argsort(descending=True, stable=True)[:number]
@@ -68,7 +70,7 @@ def find(module: nn.Module, x: Tensor, name: str) -> list[Group]:
     try:
         with torch.enable_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
             graph.build_dependency(traced, x, forward_fn=_answer, verbose=False)
-            candidates = list(_candidates(traced, graph))
+            candidates = list(_candidates(traced, graph, _sides(module, x)))
     except Exception as error:  # the network's own code or the tracer may raise anything
         reason = " ".join(str(error).split())[:300]
         raise UserError(
@@ -81,9 +83,9 @@ def find(module: nn.Module, x: Tensor, name: str) -> list[Group]:
             "stream: name a smaller network as student.network"
         )
     found = _sound(module, candidates, x)
-    if not found or (problem := _problem(module, structure(module, found, 0.5), x)):
+    if not found or (problem := _problem(module, structure(module, found, even(0.5)), x)):
         first = candidates[0]
-        problem = problem if found else _problem(module, structure(module, [first], 0.5), x)
+        problem = problem if found else _problem(module, structure(module, [first], even(0.5)), x)
         raise UserError(
             f"{name} cannot be pruned: the tracer does not follow its channels through "
             f"{', '.join(sorted(first.operations)) or 'its layers'} (layer {first.name!r}: {problem}): name a smaller "
@@ -101,7 +103,7 @@ def _answer(module: nn.Module, x: Tensor) -> Tensor:
 
 def _sound(module: nn.Module, groups: Sequence[Group], x: Tensor) -> list[Group]:
     """The groups that pass the check of `_problem`; all at once first, then each half."""
-    if not groups or _problem(module, structure(module, groups, 0.5), x) is None:
+    if not groups or _problem(module, structure(module, groups, even(0.5)), x) is None:
         return list(groups)
     if len(groups) == 1:
         return []
@@ -109,11 +111,13 @@ def _sound(module: nn.Module, groups: Sequence[Group], x: Tensor) -> list[Group]
     return _sound(module, groups[:half], x) + _sound(module, groups[half:], x)
 
 
-def structure(module: nn.Module, groups: Sequence[Group], share: float, dropped: Sequence[str] = ()) -> Structure:
+def structure(
+    module: nn.Module, groups: Sequence[Group], share: Callable[[Group], float], dropped: Sequence[str] = ()
+) -> Structure:
     """The structure that keeps that share of each group and leaves out the blocks `dropped`."""
     removed: dict[tuple[str, str], set[int]] = {}
     for group in groups:
-        kept = group.kept(share)
+        kept = group.kept(share(group))
         for axis_of_layer, pairs in group.touched.items():
             removed.setdefault(axis_of_layer, set()).update(index for index, channel in pairs if channel not in kept)
     found: dict[str, dict[str, list[int]]] = {}
@@ -124,8 +128,34 @@ def structure(module: nn.Module, groups: Sequence[Group], share: float, dropped:
     return {"kept": found, "dropped": list(dropped)}
 
 
-def _candidates(module: nn.Module, graph: Any) -> Iterator[Group]:
-    """The tracer's groups inside blocks."""
+def even(share: float) -> Callable[[Group], float]:
+    """The same share of every group."""
+    return lambda group: share
+
+
+def wider_where_smaller(groups: Sequence[Group], share: float) -> Callable[[Group], float]:
+    """`share` of the groups with the largest outputs, and twice as much of those with outputs of half the side."""
+    largest = max(group.side for group in groups)
+    return lambda group: share * largest / group.side
+
+
+def _sides(module: nn.Module, x: Tensor) -> dict[str, float]:
+    """The square root of the number of output positions for one image, by the layer's name."""
+    found: dict[str, float] = {}
+
+    def hear(name: str) -> Callable[..., None]:
+        def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            found[name] = math.sqrt(output[0].numel() / cutting.size(layer, "out"))
+
+        return hook
+
+    made = [(name, layer) for name, layer in module.named_modules() if isinstance(layer, _ConvNd | nn.Linear)]
+    layers.pass_with_hooks(module, x, [layer.register_forward_hook(hear(name)) for name, layer in made])
+    return found
+
+
+def _candidates(module: nn.Module, graph: Any, sides: Mapping[str, float]) -> Iterator[Group]:
+    """The tracer's groups inside blocks; `sides` by the name of the layer that makes them."""
     names: dict[Any, str] = {layer: name for name, layer in module.named_modules()}
     names |= {parameter: name for name, parameter in module.named_parameters()}
     seen: set[Any] = set()
@@ -152,7 +182,7 @@ def _candidates(module: nn.Module, graph: Any) -> Iterator[Group]:
         except (IndexError, RuntimeError):  # not supported for some grouped convolutions
             continue
         operations = frozenset(filter(None, (_operation(item.dep.target) for item in traced)))
-        yield Group(name, total, parts, importance.float(), touched, operations)
+        yield Group(name, total, parts, importance.float(), touched, operations, sides[name])
 
 
 def _axis(graph: Any, dependency: Any) -> str:

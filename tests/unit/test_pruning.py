@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import math
+from functools import partial
 
 import pytest
 import torch
@@ -82,7 +84,7 @@ def test_cut_is_what_torch_pruning_does(name: str, where: str) -> None:
         layer = other.get_submodule(group.name)
         removed = sorted(set(range(group.size)) - group.kept(0.5))
         graph.get_pruning_group(layer, graph.get_pruner_of_module(layer).prune_out_channels, removed).prune()
-    student = pruned(net, channels.structure(net, groups, 0.5))
+    student = pruned(net, channels.structure(net, groups, channels.even(0.5)))
     with torch.no_grad():
         assert torch.equal(student(x), other(x))
     torch.testing.assert_close(student.state_dict(), other.state_dict(), rtol=0, atol=0)
@@ -263,13 +265,34 @@ def test_the_share_is_the_largest_below_what_was_asked_for(what: str) -> None:
 
     structure = plan(net, x, **{what: 0.4})
     groups = channels.find(net, x, "net")
-    steps = {share(channels.structure(net, groups, step / 64)) for step in range(20, 30)}
+    spread = {"macs": partial(channels.wider_where_smaller, groups), "parameters": channels.even}[what]
+    steps = {share(channels.structure(net, groups, spread(step / 256))) for step in range(20, 120)}
     assert min(steps) < 0.4 < max(steps) and share(structure) == max(step for step in steps if step <= 0.4)
     assert structure == plan(net, x, **{what: 0.4})
     with pytest.raises(
         UserError, match=rf"^student\.arguments\.{what}=0\.01: .* 0\.0\d+ of the teacher's {what} remain"
     ):
         plan(net, x, **{what: 0.01})
+
+
+def test_half_the_multiply_adds_leave_twice_the_share_where_the_side_is_half() -> None:
+    net, x = network("resnet20"), images()
+    kept = plan(net, x, macs=0.5)["kept"]
+    counts = [{len(kept[f"layer{stage}.{block}.conv1"]["out"]) for block in range(3)} for stage in (1, 2, 3)]
+    (first,), (second,), (third,) = counts
+    assert 48 < third < 64
+    assert (first, second) == pytest.approx((16 * third / 64 / 4, 32 * third / 64 / 2), abs=1)
+    assert 0.45 < layers.macs(pruned(net, plan(net, x, macs=0.5)), x[:1]) / layers.macs(net, x[:1]) <= 0.5
+    whole = pruned(net, plan(net, x, macs=0.999))
+    assert layers.num_parameters(whole) > 0.98 * layers.num_parameters(net)
+
+
+def test_layers_of_one_side_keep_the_same_share() -> None:
+    net, x = network("timm:vit_tiny_patch16_224"), images(224)
+    groups = channels.find(net, x, "net")
+    assert {group.side for group in groups} == {math.sqrt(197)}
+    kept = plan(net, x, macs=0.8)["kept"]
+    assert len({len(axes["out"]) for axes in kept.values() if "out" in axes}) == 1
 
 
 def test_macs_are_those_of_the_formula() -> None:
