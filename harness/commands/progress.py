@@ -57,12 +57,13 @@ def conclusion(report: Report) -> None:
 
 
 def _lines(reports: Iterable[Report]) -> Report | None:
-    last = None
+    first = last = None
     for last in reports:
+        first = first or last
         if not last.result and not last.stopped:
             print(
                 f"round {last.round}/{last.rounds}  {losses(last)}  {last.rounds_per_second:.2f} rounds/s  "
-                f"{_remaining(last)} left",
+                f"{remaining(first, last)} left",
                 flush=True,
             )
     return last
@@ -84,8 +85,15 @@ def _bar(reports: Iterable[Report]) -> Report | None:
     return last
 
 
-def _remaining(report: Report) -> str:
-    if not report.rounds_per_second:
+def remaining(first: Report, last: Report) -> str:
+    """Minutes and seconds to the end at the speed since the first report, before which there may be a warm-up.
+
+    The first report itself has the speed of all so far.
+    """
+    speed = last.rounds_per_second
+    if last.round > first.round and last.seconds > first.seconds:
+        speed = (last.round - first.round) / (last.seconds - first.seconds)
+    if not speed:
         return "?"
-    minutes, seconds = divmod(int((report.rounds - report.round) / report.rounds_per_second), 60)
+    minutes, seconds = divmod(int((last.rounds - last.round) / speed), 60)
     return f"{minutes}:{seconds:02d}"

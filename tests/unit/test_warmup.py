@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from harness import methods, resolve
+from harness.commands.progress import remaining
 from harness.config.parse import Overlay, merge
 from harness.distributed.fsdp import check_weights
 from harness.distributed.runtime import Runtime
 from harness.errors import UserError
 from harness.networks import maps, roles
 from harness.training.machine import Machine
+from harness.training.report import Report
 from harness.training.teaching import supervised_config
 
 SMALL: Overlay = {
@@ -191,3 +193,10 @@ def test_turns_of_the_same_images_have_those_of_the_latents_before_them() -> Non
     first, second = built.sources.lesson(0, 1, 0)[0], built.sources.lesson(0, 3, 0)[0]
     assert torch.equal(first, built.sources.lesson(0, 0, 0)[0])
     assert torch.equal(second, built.sources.lesson(0, 2, 0)[0]) and not torch.equal(first, second)
+
+
+def test_the_time_left_does_not_count_the_warm_up() -> None:
+    first, last = Report(1, 9, 100.0, 0.01), Report(3, 9, 120.0, 0.025)
+    assert remaining(first, last) == "1:00"
+    assert remaining(first, first) == "13:20"
+    assert remaining(Report(0, 9, 0.0, 0.0), Report(0, 9, 0.0, 0.0)) == "?"
