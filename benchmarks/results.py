@@ -26,7 +26,8 @@ in `half` is a student of half its teacher's multiply-adds, cut out of it.
 The rows of `dfad`, `cmi`, `fast`, `nayer` and `kd` have the student's settings of `warm`: its learning rate, schedule,
 clipping and comparison of blocks. Rows that begin with `warm` and a sign are `warm` with one part taken away or one
 more. In rows with `new latents` the generator draws new ones in each of its turns, of which a round has one, as in
-`fresh`; that is the variant `warm` as it was until 2026-11-29.
+`fresh`; that is the variant `warm` as it was until 2026-11-29. Rows of the halves of before, which were cut evenly, are
+in [RESULTS-starts-2026-11-29.md](RESULTS-starts-2026-11-29.md).
 
 The figure leaves out what is more than 30 points below the best of a pair.
 
@@ -47,17 +48,11 @@ UNTIL = ("student.features_until=0.5",)
 WHOLE = ("generator.network=upsample", "inversion.views=none")
 """The default generator, judged by whole images: what `fresh` and `blocks` had until 2026-11-29."""
 
-FASTER = ("student.lr=0.1", "student.clip=1")
-"""Five times the learning rate. The gradient of the comparison of blocks is above either clip, so its updates stay."""
-
 SMALL = ("batch_size=32",)
 """A quarter of the recipe's batch, so four times the rounds and the updates in the same seconds."""
 
 NEW = (*STUDENT, "student.reconstruct=6", "generator.warmup=80", *WHOLE)
 """What `warm` as it was has beyond `fresh`, whose generator draws new latents in each turn and has one turn a round."""
-
-LONG = (*NEW, "generator.warmup=300")
-"""The same with a longer warm-up."""
 
 METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "warm": ("ddad:warm", ()),
@@ -65,7 +60,6 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "warm + blocks for half": ("ddad:warm", UNTIL),
     "warm, batches of 32": ("ddad:warm", SMALL),
     "warm + blocks for half, batches of 32": ("ddad:warm", (*UNTIL, *SMALL)),
-    "warm + blocks for half, faster": ("ddad:warm", (*UNTIL, *FASTER)),
     "blocks": ("ddad:blocks", ()),
     "blocks - pixels - crops judged": ("ddad:blocks", WHOLE),
     "dfad": ("dfad", STUDENT),
@@ -84,13 +78,6 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "warm - features": ("ddad:warm", ("student.features=0",)),
     "warm - reconstruction": ("ddad:warm", ("student.reconstruct=0",)),
     "warm, new latents": ("ddad:fresh", NEW),
-    "warm, new latents + mixup": ("ddad:fresh", (*NEW, "replay.mixup=true")),
-    "warm, new latents + KL": ("ddad:fresh", (*NEW, *KL)),
-    "warm, new latents, 300 rounds of warm-up": ("ddad:fresh", LONG),
-    "warm, new latents, 300 rounds of warm-up, mixup": ("ddad:fresh", (*LONG, "replay.mixup=true")),
-    "warm, new latents - batch norm": ("ddad:fresh", (*NEW, "weights.batch_norm=0", "generator.warmup=0")),
-    "warm, new latents - generator": ("ddad:fresh", (*NEW, "generator.lr=1e-12", "generator.warmup=0")),
-    "blocks - pixels - crops judged + reconstruction": ("ddad:blocks", (*WHOLE, "student.reconstruct=6")),
 }  # fmt: skip
 """Method and settings of a row's name. Without its generator, `warm` has the images of one that never learns.
 Without batch norm it has no warm-up, which learns nothing else."""

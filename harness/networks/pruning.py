@@ -26,9 +26,9 @@ def plan(teacher: nn.Module, arguments: Mapping[str, Any], noise: Tensor, name: 
     `blocks`: of the blocks that can be left out (`droppable`), that share remains; left out one by one is the one
     without which the teacher's logits for `noise` [B, C, H, W], B at least 2, change least in the mean. Then, of all
     groups of channels inside blocks, a share remains: `channels`, or the largest with which multiply-adds (`macs`) or
-    weights (`parameters`) are at most that share of the teacher's. It is the same for all groups, except with `macs`:
-    there it is twice as large where the side of the feature maps is half, at most 1. So a student has more weights at
-    the same multiply-adds, in the layers that tell classes apart. `teacher` is in eval mode and stays as it is.
+    weights (`parameters`) are at most that share of the teacher's. It is the same for all groups, except for a
+    classifier's `macs`: there it is twice as large where the side of the feature maps is half, at most 1, so that more
+    weights remain, in the layers that tell classes apart. `teacher` is in eval mode and stays as it is.
     Raises UserError where the teacher, `name` in messages, cannot be pruned or not by so much.
     """
     from harness.networks import channels  # its import takes a second
@@ -40,9 +40,12 @@ def plan(teacher: nn.Module, arguments: Mapping[str, Any], noise: Tensor, name: 
     if wanted is None:
         return {"kept": {}, "dropped": dropped}
     groups = channels.find(shorter, noise[:2], name)
+    with torch.no_grad():
+        classifies = teacher(noise[:1]).dim() == 2
 
     def structure(share: float) -> Structure:
-        shares = channels.wider_where_smaller(groups, share) if wanted == "macs" else channels.even(share)
+        late = wanted == "macs" and classifies
+        shares = channels.wider_where_smaller(groups, share) if late else channels.even(share)
         return channels.structure(shorter, groups, shares, dropped)
 
     if wanted == "channels":

@@ -287,6 +287,15 @@ def test_half_the_multiply_adds_leave_twice_the_share_where_the_side_is_half() -
     assert layers.num_parameters(whole) > 0.98 * layers.num_parameters(net)
 
 
+def test_a_segmentation_network_keeps_the_same_share_everywhere() -> None:
+    net, x = network("unet16", "segmentation"), images(32)
+    groups = channels.find(net, x, "net")
+    assert len({group.side for group in groups}) > 1
+    kept = plan(net, x, macs=0.5)["kept"]
+    shares = [len(kept[group.name]["out"]) / group.size for group in groups]
+    assert max(shares) - min(shares) < 1 / 8
+
+
 def test_layers_of_one_side_keep_the_same_share() -> None:
     net, x = network("timm:vit_tiny_patch16_224"), images(224)
     groups = channels.find(net, x, "net")
