@@ -70,6 +70,8 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "cmi, batches of 32": ("cmi", (*STUDENT, *SMALL)),
     "fast, batches of 32": ("fast", (*STUDENT, *SMALL)),
     "nayer, batches of 32": ("nayer", (*STUDENT, *SMALL)),
+    "warm - adversary, batches of 32": ("ddad:warm", ("weights.adversarial=0", *SMALL)),
+    "warm - generator, batches of 32": ("ddad:warm", ("generator.lr=1e-12", "generator.warmup=0", *SMALL)),
     "warm - adversary": ("ddad:warm", ("weights.adversarial=0",)),
     "warm - batch norm": ("ddad:warm", ("weights.batch_norm=0", "generator.warmup=0")),
     "warm - generator": ("ddad:warm", ("generator.lr=1e-12", "generator.warmup=0")),
