@@ -85,8 +85,8 @@ class Study:
                 axes.plot(done, agreement, dashes, color=colour, label=row["name"] if first else None)
                 named.add(row["name"])
             axes.set(title=pair, xlabel="seconds", ylabel="agreement, %", xscale="log")
-            best, lowest = axes.dataLim.y1, axes.dataLim.y0
-            axes.set_ylim(bottom=max(lowest, best - self.in_view) - 1)
+            points = [value for line in axes.lines for value in line.get_ydata()]
+            axes.set_ylim(bottom=min(value for value in points if value >= max(points) - self.in_view) - 1)
             axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
             axes.xaxis.set_major_formatter("{x:g}")
             axes.xaxis.set_minor_formatter(NullFormatter())
