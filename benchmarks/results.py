@@ -95,7 +95,7 @@ HALF = ("student.network=pruned", "student.arguments={macs: 0.5}")
 def _third_party(data: str, classes: int, network: str, file: str, *words: str) -> Suite:
     weights = Path(os.environ.get("DDAD_DATA", "data")) / "weights" / file
     given = (f"classes={classes}", f"data.name={data}", f"teacher.network={network}", f"teacher.checkpoint={weights}")
-    return Suite("classification", (0,), 0, (*given, *FAST, *words), evaluations=8)
+    return Suite("classification", (0,), 0, (*given, *FAST, *words), evaluations=4)
 
 
 FAST = ("precision=bf16", "generator.width=32")
@@ -114,9 +114,9 @@ PAIRS: dict[str, Suite] = {
     "cifar10-resnet32-resnet20-fresh": _third_party(*_RESNET32, "student.network=resnet20"),
     "cifar10-wrn28_1-wrn16_1": _third_party(*_WRN28, "student.network=wrn16_1", "student.start=teacher"),
     "cifar100-resnet26-half": _third_party(*_RESNET26, *HALF),
-    "caltech101-resnet18-half": Suite("caltech101-resnet18-resnet10t", (0,), 0, (*FAST, *HALF), evaluations=8),
-    "camvid-resnet18-half": Suite("camvid-resnet18-mobilenetv2", (0,), 0, (*FAST, *HALF), evaluations=8),
-    "nyuv2-resnet18-half": Suite("nyuv2-resnet18-mobilenetv2", (0,), 0, (*FAST, *HALF), evaluations=8),
+    "caltech101-resnet18-half": Suite("caltech101-resnet18-resnet10t", (0,), 0, (*FAST, *HALF), evaluations=4),
+    "camvid-resnet18-half": Suite("camvid-resnet18-mobilenetv2", (0,), 0, (*FAST, *HALF), evaluations=4),
+    "nyuv2-resnet18-half": Suite("nyuv2-resnet18-mobilenetv2", (0,), 0, (*FAST, *HALF), evaluations=4),
 }
 """A pair of networks, and what its student starts from."""
 
