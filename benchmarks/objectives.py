@@ -62,7 +62,7 @@ class Pair:
 
 PAIRS: dict[str, Pair] = {
     "digits": Pair(methods.SUITES["digits"], 15.0),
-    "fashion": Pair(methods.SUITES["fashion"], 45.0),
+    "fashion": Pair(Suite("classification", (0,), 0, methods.FASHION), 45.0),
     "cifar10": Pair(results.RESNET20_HALF, 40.0, inherits=True),
     "camvid": Pair(results.PAIRS["camvid-resnet18-half"], 25.0, ON_MAPS, inherits=True),
 }

@@ -53,6 +53,18 @@ _FRESH: Overlay = merge(
 """`swift` with a generator whose images are pixels, which learns faster and, alone, before the first round. Crops of
 images are what teacher and student see, of generated ones in its turns and of replayed ones."""
 
+_SOFT: Overlay = merge(
+    _FRESH,
+    {
+        "student_discrepancy": "kl",
+        "student_temperature": 20.0,
+        "weights": {"target": 0.5},
+        "student": {"lr": 0.1, "schedule": "cosine", "average": 0.0},
+    },
+)
+"""`fresh` for a classifier: the generator makes each image for a class, and the student learns the teacher's answers at
+temperature 20, at a learning rate that falls to 0."""
+
 _BLOCKS: Overlay = merge(_FRESH, {"replay": {"mixup": True}, "student": {"features": 10.0, "clip": 5.0}})
 """`fresh` for a student that has blocks of the teacher's shapes, which are compared with the teacher's."""
 
@@ -80,8 +92,8 @@ _WARM: Overlay = merge(
 student is first fitted to the teacher on images of a generator that was trained on the teacher's statistics."""
 
 _DDAD: dict[str, Overlay] = {
-    "paper": {}, "swift": _SWIFT, "aimed": _AIMED, "fresh": _FRESH, "blocks": _BLOCKS, "held": _HELD,
-    "warm": _WARM,
+    "paper": {}, "swift": _SWIFT, "aimed": _AIMED, "fresh": _FRESH, "soft": _SOFT, "blocks": _BLOCKS,
+    "held": _HELD, "warm": _WARM,
 }  # fmt: skip
 
 METHODS: dict[str, Method] = {
