@@ -42,7 +42,9 @@ BASELINES = ("dfad", "dafl", "zskt", "dfq", "deepinversion", "cmi", "fast", "nay
 
 PLANS = {
     "digits": Plan(60, ("updates", 400), ("updates", 1200), BASELINES),
-    "fashion": Plan(24, ("seconds", 30.0), ("seconds", 30.0), ("nayer", "fast", "cmi"), ("--scheduler", "none")),
+    "fashion": Plan(
+        24, ("seconds", 30.0), ("seconds", 30.0), ("ddad:soft", "nayer", "fast", "cmi"), ("--scheduler", "none")
+    ),
 }
 
 SWEEPS = Path("sweeps") / "tuning"

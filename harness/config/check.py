@@ -66,6 +66,8 @@ def _check_numbers(values: Values) -> None:
         _need(values, path, 0 < values[path] < math.inf, "a number above 0")
     for path in ("student_temperature", "inversion.latent_lr"):
         _need(values, path, values[path] is None or 0 < values[path] < math.inf, "a number above 0, or null")
+    distance = values["generator.class_distance"]
+    _need(values, "generator.class_distance", 0 <= distance < math.inf, "a distance of at least 0")
     _need(values, "inversion.momentum", 0 <= values["inversion.momentum"] < 1, "a number in [0, 1)")
     after = values["adversarial_after"]
     _need(values, "adversarial_after", 0 <= after < 1, "a share of the rounds, from 0 to below 1")

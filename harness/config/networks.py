@@ -110,6 +110,9 @@ class Generator(Optimizer):
     """A name in `harness.algorithm.generators.GENERATORS`: `dcgan` takes sizes divisible by 16, the others by 4."""
     latent_size: int = 256
     """Length of the latent vector z."""
+    class_distance: float = 8.0
+    """With `weights.target`: distance from 0 of the centre of a class's latents, which have about the length
+    sqrt(latent_size) around it; the larger, the more alike are the images of a class."""
     width: int = 0
     """Channels of the last hidden layer; 0: the network's usual number."""
     optimizer: Literal["sgd", "adam"] = "adam"

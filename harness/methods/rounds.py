@@ -92,6 +92,8 @@ def _check_generator(config: Config) -> None:
     _refuse(config, "draws latents, not class embeddings", "generator.embeddings")
     _check_generator_terms(config)
     _check_classes(config)
+    if not ever(config.weights.target):
+        _refuse(config, "has weights.target=0, so no image is made for a class", "generator.class_distance")
     if ever(config.weights.contrastive):
         raise UserError(
             f"weights.contrastive={config.weights.contrastive}: method={config.method} keeps no views to compare: set 0"
@@ -129,7 +131,8 @@ def _refuse_pool(config: Config, reason: str) -> None:
 
 def _refuse_generation(config: Config) -> None:
     """UserError for a setting that only a method with generated images has."""
-    _refuse(config, "has no generator for the whole run", *OF_A_GENERATOR, "generator.restart", "generator.embeddings")
+    _refuse(config, "has no generator for the whole run", *OF_A_GENERATOR, "generator.restart", "generator.embeddings",
+            "generator.class_distance")  # fmt: skip
     _refuse_pool(config, "it generates no images")
     _refuse(config, "generates no images", "inversion.views")
 
@@ -170,6 +173,7 @@ def inverting(source: Literal["pixels", "fresh", "meta", "noisy"]) -> Callable[[
 
     def turns(config: Config) -> list[Turn]:
         _refuse(config, "has no generator for the whole run", *OF_A_GENERATOR)
+        _refuse(config, "draws latents without centres of classes", "generator.class_distance")
         if source == "noisy":
             _refuse(config, "has no latents that learn", "inversion.latent_lr")
         else:

@@ -60,10 +60,11 @@ _SOFT: Overlay = merge(
         "student_temperature": 20.0,
         "weights": {"target": 0.5},
         "student": {"lr": 0.1, "schedule": "cosine", "average": 0.0},
+        "generator": {"class_distance": 4.0},
     },
 )
-"""`fresh` for a classifier: the generator makes each image for a class, and the student learns the teacher's answers at
-temperature 20, at a learning rate that falls to 0."""
+"""`fresh` for a classifier: the generator makes each image for a class, from latents of classes that are near to each
+other, and the student learns the teacher's answers at temperature 20, at a learning rate that falls to 0."""
 
 _BLOCKS: Overlay = merge(_FRESH, {"replay": {"mixup": True}, "student": {"features": 10.0, "clip": 5.0}})
 """`fresh` for a student that has blocks of the teacher's shapes, which are compared with the teacher's."""

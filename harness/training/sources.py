@@ -21,9 +21,6 @@ from harness.training.players import Player
 from harness.training.pool import Pool
 from harness.training.teacher import Teacher
 
-CENTRE = 8.0
-"""Distance of a class's centre from 0, for any latent size: with larger values the images of a class are alike."""
-
 
 class Sources:
     """Images for every turn; each draw is a function of (seed, round, turn, row in the global batch)."""
@@ -154,11 +151,11 @@ class Sources:
 
 
 def class_centres(config: Config) -> Tensor | None:
-    """Fixed centres of the latents of each class [K, Z], about CENTRE from 0; None without target classes."""
+    """Fixed centres of the latents of classes [K, Z], about `generator.class_distance` from 0; None without targets."""
     if not ever(config.weights.target):
         return None
-    size = config.generator.latent_size
-    return latents(range(config.classes), config.classes, size, config.seed, "centres") * (CENTRE / math.sqrt(size))
+    size, distance = config.generator.latent_size, config.generator.class_distance
+    return latents(range(config.classes), config.classes, size, config.seed, "centres") * (distance / math.sqrt(size))
 
 
 def drawn(

@@ -200,6 +200,7 @@ def test_settings_that_cannot_be_are_refused() -> None:
     cases: list[tuple[str, Overlay, str]] = [
         ("ddad", {"generator_steps": 0}, "generator_steps=0: expected at least 1"),
         ("ddad", {"generator": {"restart": -1}}, "generator.restart=-1: expected at least 0"),
+        ("ddad", {"generator": {"class_distance": -1.0}}, "class_distance=-1.0: expected a distance of at least 0"),
         ("ddad", {"generator": {"average": 1.0}}, "generator.average=1.0: expected a share of the run's updates"),
         (
             "ddad",

@@ -168,6 +168,8 @@ def test_a_file_of_other_content_is_refused_in_one_line(tmp_path: Path, content:
     [
         ("ddad", {"generator": {"embeddings": "e.pt"}}, "embeddings=e.pt: method=ddad draws latents, not class "),
         ("fast", {"generator": {"embeddings": "e.pt"}}, "embeddings=e.pt: method=fast has no class embeddings"),
+        ("fast", {"generator": {"class_distance": 4.0}}, "class_distance=4: method=fast draws latents without centres"),
+        ("ddad", {"generator": {"class_distance": 4.0}}, "class_distance=4: method=ddad has weights.target=0, so no i"),
         ("cmi", {"generator": {"restart": 3}}, "restart=3: method=cmi has no generator that lasts: set 0"),
         ("nayer", {"inversion": {"latent_lr": 0.1}}, "latent_lr=0.1: method=nayer has no latents that learn: set null"),
         ("nayer", {"generator_steps": 2}, "generator_steps=2: method=nayer has no generator for the whole run: set 1"),

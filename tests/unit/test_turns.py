@@ -129,6 +129,16 @@ def test_an_image_is_made_for_the_class_of_its_latent() -> None:
     assert (torch.cdist(centres, centres)[y[:, None] != y] > 0.1).all(), "each class has a centre of its own"
 
 
+def test_the_centres_of_classes_are_at_their_distance_from_zero() -> None:
+    def centres(distance: float) -> Tensor:
+        large: Overlay = {"generator": {"latent_size": 10_000}}
+        over = merge(large, {"weights": {"target": 1.0}, "generator": {"class_distance": distance}})
+        return build(over).sources.latents(0, 2, 0)[0] - build(large).sources.latents(0, 2, 0)[0]
+
+    assert torch.allclose(centres(3.0).norm(dim=1), torch.tensor(3.0), atol=0.1)
+    assert not centres(0.0).any()
+
+
 def test_dropout_is_reseeded_so_that_a_turn_repeats() -> None:
     over = {"student": {"network": "torchvision:mobilenet_v2"}, "input": {"size": 32}}
     one, two = build(over), build(over)
