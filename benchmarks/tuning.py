@@ -43,7 +43,11 @@ BASELINES = ("dfad", "dafl", "zskt", "dfq", "deepinversion", "cmi", "fast", "nay
 PLANS = {
     "digits": Plan(60, ("updates", 400), ("updates", 1200), BASELINES),
     "fashion": Plan(
-        24, ("seconds", 30.0), ("seconds", 30.0), ("ddad:soft", "nayer", "fast", "cmi"), ("--scheduler", "none")
+        24,
+        ("seconds", 30.0),
+        ("seconds", 30.0),
+        ("ddad:noisy", "ddad:soft", "nayer", "fast", "cmi"),
+        ("--scheduler", "none"),
     ),
 }
 

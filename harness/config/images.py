@@ -36,11 +36,15 @@ class Replay:
 
 @dataclass(frozen=True)
 class Inversion:
-    """Methods that optimise each batch by many steps and store it: `deepinversion`, `cmi`, `fast`, `nayer`.
+    """Methods that optimise each batch by many steps and store it: `deepinversion`, `cmi`, `fast`, `nayer`, or `ddad`.
 
     `views` is for every generator.
     """
 
+    source: Literal["pixels", "fresh", "meta", "noisy"] | None = None
+    """For `ddad`, what its batches of many steps are made from, as in the other four methods, which have one each:
+    pixels, a generator that is new for each batch, one of meta-learned weights, one of class embeddings behind noisy
+    layers. null: `ddad`'s own rounds, of generator and student in turn."""
     steps: int = 200
     """Image steps for a batch in a run of `rounds` rounds; a shorter run has proportionally fewer, at least one."""
     rounds: int = 1

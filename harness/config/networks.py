@@ -126,5 +126,5 @@ class Generator(Optimizer):
     average: float = 0.0
     """Share of the run's updates over which its weights are averaged for the images of others' turns; 0: no average."""
     embeddings: str | None = None
-    """File of the class embeddings [classes, E] of `method=nayer`, safetensors or torch.save's; null: drawn at random
+    """File of the class embeddings [classes, E] of noisy layers, safetensors or torch.save's; null: drawn at random
     from the seed."""

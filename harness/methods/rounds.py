@@ -90,6 +90,7 @@ def _check_classes(config: Config) -> None:
 def _check_generator(config: Config) -> None:
     """Raises UserError for settings that a generator which is trained over the whole run does not support."""
     _refuse(config, "draws latents, not class embeddings", "generator.embeddings")
+    _refuse(config, "makes no batch by many steps", "inversion.source")
     _check_generator_terms(config)
     _check_classes(config)
     if not ever(config.weights.target):
@@ -134,7 +135,7 @@ def _refuse_generation(config: Config) -> None:
     _refuse(config, "has no generator for the whole run", *OF_A_GENERATOR, "generator.restart", "generator.embeddings",
             "generator.class_distance")  # fmt: skip
     _refuse_pool(config, "it generates no images")
-    _refuse(config, "generates no images", "inversion.views")
+    _refuse(config, "generates no images", "inversion.views", "inversion.source")
 
 
 def alternating(config: Config) -> list[Turn]:
@@ -150,6 +151,15 @@ def alternating(config: Config) -> list[Turn]:
         improving = [drawing, *[same] * (config.generator_steps - 1)]
         return [*improving, *[Turn("student", "same", student_terms)] * num_fresh, *replayed]
     return [*[Turn("student", "latents", student_terms)] * num_fresh, *replayed, *[drawing] * config.generator_steps]
+
+
+def dual(config: Config) -> list[Turn]:
+    """DDAD's rounds: those of `alternating`, or of `inverting` where `inversion.source` names what batches are made of.
+
+    Its two discriminators are the terms of either.
+    """
+    source = config.inversion.source
+    return _inverted(config, source) if source else alternating(config)
 
 
 def from_one_batch(config: Config) -> list[Turn]:
@@ -172,22 +182,26 @@ def inverting(source: Literal["pixels", "fresh", "meta", "noisy"]) -> Callable[[
     """One turn that makes a batch of images for the pool by many steps, then k student turns from the pool."""
 
     def turns(config: Config) -> list[Turn]:
-        _refuse(config, "has no generator for the whole run", *OF_A_GENERATOR)
-        _refuse(config, "draws latents without centres of classes", "generator.class_distance")
-        if source == "noisy":
-            _refuse(config, "has no latents that learn", "inversion.latent_lr")
-        else:
-            _refuse(config, "has no generator that lasts", "generator.restart")
-            _refuse(config, "has no class embeddings", "generator.embeddings")
-        _check_generator_terms(config)
-        _check_maps(config)
-        _refuse_replay(config, "all its student turns use the pool")
-        _check_classes(config)
-        return [Turn("generator", source, image_terms)] + [
-            Turn("student", "pool", student_terms)
-        ] * config.student_steps
+        _refuse(config, "has a source of its own", "inversion.source")
+        return _inverted(config, source)
 
     return turns
+
+
+def _inverted(config: Config, source: Literal["pixels", "fresh", "meta", "noisy"]) -> list[Turn]:
+    """The turns of `inverting`, for every method that has them."""
+    _refuse(config, "has no generator for the whole run", *OF_A_GENERATOR)
+    _refuse(config, "draws latents without centres of classes", "generator.class_distance")
+    if source == "noisy":
+        _refuse(config, "has no latents that learn", "inversion.latent_lr")
+    else:
+        _refuse(config, "has no generator that lasts", "generator.restart")
+        _refuse(config, "has no class embeddings", "generator.embeddings")
+    _check_generator_terms(config)
+    _check_maps(config)
+    _refuse_replay(config, "all its student turns use the pool")
+    _check_classes(config)
+    return [Turn("generator", source, image_terms), *[Turn("student", "pool", student_terms)] * config.student_steps]
 
 
 def on_real_data(config: Config) -> list[Turn]:

@@ -13,6 +13,7 @@ from harness.methods.rounds import (
     Turn,
     after_the_generator,
     alternating,
+    dual,
     from_one_batch,
     inverting,
     on_real_data,
@@ -92,13 +93,27 @@ _WARM: Overlay = merge(
 """`held` for a student that starts from its teacher's weights. Its blocks are compared with the teacher's. A pruned
 student is first fitted to the teacher on images of a generator that was trained on the teacher's statistics."""
 
+_NOISY: Overlay = merge(
+    baselines.NAYER["paper"],
+    {
+        "discrepancy": "l1",
+        "student_discrepancy": "kl",
+        "student_temperature": 4.0,
+        "weights": {"adversarial": 0.4, "batch_norm": 5.0},
+        "generator": {"lr": 3e-3, "restart": 5},
+        "inversion": {"source": "noisy", "steps": 20},
+    },
+)
+"""For a classifier with fresh weights: batches of NAYER's noisy layers under DDAD's discriminators, the L1 distance
+being the adversary's, in half of NAYER's steps a batch."""
+
 _DDAD: dict[str, Overlay] = {
     "paper": {}, "swift": _SWIFT, "aimed": _AIMED, "fresh": _FRESH, "soft": _SOFT, "blocks": _BLOCKS,
-    "held": _HELD, "warm": _WARM,
+    "held": _HELD, "noisy": _NOISY, "warm": _WARM,
 }  # fmt: skip
 
 METHODS: dict[str, Method] = {
-    "ddad": Method(alternating, _DDAD),
+    "ddad": Method(dual, _DDAD),
     "dfad": Method(alternating, {"paper": {"weights": {"batch_norm": 0.0}}}),
     "dafl": Method(from_one_batch, baselines.DAFL),
     "zskt": Method(after_the_generator, baselines.ZSKT),

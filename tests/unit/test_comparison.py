@@ -74,6 +74,7 @@ def test_a_figure_is_drawn(tmp_path: Path) -> None:
 def test_equal_updates_are_rounds_by_the_methods_own_turns() -> None:
     rounds = {name: methods.rounds_of(Run("digits", name, 0, ()), ("updates", 1200), []) for name in methods.DATA_FREE}
     assert rounds == {
+        "ddad:noisy": 24,
         "ddad:soft": 240,
         "ddad:held": 37,
         "ddad:fresh": 240,
@@ -222,7 +223,9 @@ def test_every_baseline_has_a_space_that_fits_it(method: str) -> None:
     assert len(space) >= 5
 
 
-@pytest.mark.parametrize(("variant", "start"), [("swift", "paper"), ("aimed", "swift"), ("soft", "soft")])
+@pytest.mark.parametrize(
+    ("variant", "start"), [("swift", "paper"), ("aimed", "swift"), ("soft", "soft"), ("noisy", "noisy")]
+)
 def test_the_spaces_of_our_variants_fit_what_they_start_from(variant: str, start: str) -> None:
     space = spaces.find(str(Path(tuning.__file__).with_name("spaces") / f"{variant}.yaml"))
     spaces.check(space, resolve.resolve("digits", None, {"variant": start}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,18 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from harness import resolve
+from harness import methods, resolve
 from harness.algorithm.generators import Noisy
 from harness.algorithm.latents import classes_in_turn, shard
 from harness.config.parse import merge
+from harness.distributed.runtime import Runtime
 from harness.errors import UserError
 from harness.networks import roles
 from harness.networks.embeddings import SIZE, embeddings
 from harness.run import folder
 from harness.training.inversion import Inversion
-from tests.unit.test_baselines import build
+from harness.training.machine import Machine
+from tests.unit.test_baselines import build, play_round
 
 
 def noisy(rows: range) -> Noisy:
@@ -112,6 +115,15 @@ def test_the_published_settings() -> None:
     assert resolve.resolve("digits", None, {"method": "nayer", "variant": "cifar10"}).inversion.steps == 30
 
 
+@pytest.mark.parametrize(("method", "source"), [("nayer", "noisy"), ("fast", "meta"), ("cmi", "fresh")])
+def test_ddad_makes_its_batches_like_the_method_whose_source_and_settings_it_has(method: str, source: str) -> None:
+    built = build(method)
+    inversion = dataclasses.replace(built.config.inversion, source=source)
+    config = dataclasses.replace(built.config, method="ddad", inversion=inversion)
+    other = Machine(config, Runtime(config), methods.METHODS["ddad"].turns(config), roles.teacher(config))
+    assert [play_round(built, index) for index in range(2)] == [play_round(other, index) for index in range(2)]
+
+
 def with_file(path: Path, classes: int = 10) -> Tensor:
     over = {"method": "nayer", "classes": classes, "generator": {"embeddings": str(path)}}
     return embeddings(resolve.resolve("digits", None, over))
@@ -170,6 +182,13 @@ def test_a_file_of_other_content_is_refused_in_one_line(tmp_path: Path, content:
         ("fast", {"generator": {"embeddings": "e.pt"}}, "embeddings=e.pt: method=fast has no class embeddings"),
         ("fast", {"generator": {"class_distance": 4.0}}, "class_distance=4: method=fast draws latents without centres"),
         ("ddad", {"generator": {"class_distance": 4.0}}, "class_distance=4: method=ddad has weights.target=0, so no i"),
+        ("nayer", {"inversion": {"source": "meta"}}, "source=meta: method=nayer has a source of its own: set null"),
+        (
+            "dfad",
+            {"inversion": {"source": "noisy"}},
+            "source=noisy: method=dfad makes no batch by many steps: set",
+        ),
+        ("kd", {"inversion": {"source": "noisy"}}, "source=noisy: method=kd generates no images: set null"),
         ("cmi", {"generator": {"restart": 3}}, "restart=3: method=cmi has no generator that lasts: set 0"),
         ("nayer", {"inversion": {"latent_lr": 0.1}}, "latent_lr=0.1: method=nayer has no latents that learn: set null"),
         ("nayer", {"generator_steps": 2}, "generator_steps=2: method=nayer has no generator for the whole run: set 1"),
