@@ -12,7 +12,7 @@ from harness.config.convert import (
     to_dict,
 )
 from harness.config.fields import Config, image_shape, sides
-from harness.config.images import Data, Input, Inversion, Replay, Teach
+from harness.config.images import BatchSource, Data, Input, Inversion, Replay, Teach
 from harness.config.networks import (
     FRESH,
     FROM_TEACHER,
@@ -29,8 +29,8 @@ from harness.config.operation import Checkpoint, Distributed, Speed, Tracking, Z
 from harness.config.weights import Weight, Weights, ever
 
 __all__ = [
-    "BOOKKEEPING", "FRESH", "FROM_TEACHER", "MEMORY", "PRETRAINED", "PRUNED", "UNTRAINED", "Checkpoint", "Config",
-    "Data", "Distributed", "Generator", "Input", "Inversion", "Optimizer", "Replay", "Speed", "Student", "Teach",
-    "Teacher", "Tracking", "Weight", "Weights", "Zero", "bookkeeping", "build", "differences", "ever", "flat",
+    "BOOKKEEPING", "FRESH", "FROM_TEACHER", "MEMORY", "PRETRAINED", "PRUNED", "UNTRAINED", "BatchSource", "Checkpoint",
+    "Config", "Data", "Distributed", "Generator", "Input", "Inversion", "Optimizer", "Replay", "Speed", "Student",
+    "Teach", "Teacher", "Tracking", "Weight", "Weights", "Zero", "bookkeeping", "build", "differences", "ever", "flat",
     "identity", "image_shape", "is_bookkeeping", "normalised", "sides", "to_dict",
 ]  # fmt: skip

@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+BatchSource = Literal["pixels", "fresh", "meta", "noisy"]
+"""What a batch that many steps optimise is made from: pixels; a generator with new weights for each batch; one with
+meta-learned initial weights; one of class embeddings behind noisy layers, which alone are new for each batch."""
+
 
 @dataclass(frozen=True)
 class Input:
@@ -41,10 +45,10 @@ class Inversion:
     `views` is for every generator.
     """
 
-    source: Literal["pixels", "fresh", "meta", "noisy"] | None = None
-    """For `ddad`, what its batches of many steps are made from, as in the other four methods, which have one each:
-    pixels, a generator that is new for each batch, one of meta-learned weights, one of class embeddings behind noisy
-    layers. null: `ddad`'s own rounds, of generator and student in turn."""
+    source: BatchSource | None = None
+    """For `ddad`, what such batches are made from, which the other four methods have fixed: pixels, a generator that is
+    new for each batch, one of meta-learned weights, one of class embeddings behind noisy layers. null: `ddad`'s own
+    rounds, of generator and student in turn."""
     steps: int = 200
     """Image steps for a batch in a run of `rounds` rounds; a shorter run has proportionally fewer, at least one."""
     rounds: int = 1

@@ -6,11 +6,11 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from harness import task
 from harness.algorithm.turns import Weighted
-from harness.config import Config, Weight, ever, flat, sides
+from harness.config import BatchSource, Config, Weight, ever, flat, sides
 from harness.errors import UserError
 from harness.methods.terms import generator_terms, image_terms, student_terms, supervised_terms, weights_of
 
@@ -21,17 +21,15 @@ class Turn:
 
     kind: Literal["student", "generator", "supervised"]
     """One of the turns of `harness.algorithm.turns`."""
-    source: Literal["latents", "same", "pool", "data", "pixels", "fresh", "meta", "noisy"]
+    source: Literal["latents", "same", "pool", "data"] | BatchSource
     """Fresh latents; the latents of the last turn of the round that drew some; the pool; real images; or one of
     INVERTED."""
     terms: Callable[..., dict[str, Weighted]]
     """(config, round, answers ...) -> weighted terms by name."""
 
 
-INVERTED = ("pixels", "fresh", "meta", "noisy")
-"""Sources of a batch that many steps optimise for the pool (`harness.training.inversion`): pixels; a generator with new
-weights for each batch; one with meta-learned initial weights; one of class embeddings behind noisy layers, which alone
-are new for each batch."""
+INVERTED: tuple[str, ...] = get_args(BatchSource)
+"""Sources of a batch that many steps optimise for the pool (`harness.training.inversion`)."""
 
 
 def _check_generator_terms(config: Config) -> None:
@@ -178,7 +176,7 @@ def after_the_generator(config: Config) -> list[Turn]:
     return [*[Turn("generator", "latents", generator_terms)] * config.generator_steps, *students]
 
 
-def inverting(source: Literal["pixels", "fresh", "meta", "noisy"]) -> Callable[[Config], list[Turn]]:
+def inverting(source: BatchSource) -> Callable[[Config], list[Turn]]:
     """One turn that makes a batch of images for the pool by many steps, then k student turns from the pool."""
 
     def turns(config: Config) -> list[Turn]:
@@ -188,7 +186,7 @@ def inverting(source: Literal["pixels", "fresh", "meta", "noisy"]) -> Callable[[
     return turns
 
 
-def _inverted(config: Config, source: Literal["pixels", "fresh", "meta", "noisy"]) -> list[Turn]:
+def _inverted(config: Config, source: BatchSource) -> list[Turn]:
     """The turns of `inverting`, for every method that has them."""
     _refuse(config, "has no generator for the whole run", *OF_A_GENERATOR)
     _refuse(config, "draws latents without centres of classes", "generator.class_distance")
