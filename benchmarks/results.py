@@ -67,6 +67,7 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "fast": ("fast", STUDENT),
     "nayer": ("nayer", STUDENT),
     "kd": ("kd", STUDENT),
+    "dfad, batches of 32": ("dfad", (*STUDENT, *SMALL)),
     "cmi, batches of 32": ("cmi", (*STUDENT, *SMALL)),
     "fast, batches of 32": ("fast", (*STUDENT, *SMALL)),
     "nayer, batches of 32": ("nayer", (*STUDENT, *SMALL)),
