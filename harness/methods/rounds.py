@@ -85,10 +85,20 @@ def _check_classes(config: Config) -> None:
         )
 
 
+OF_A_BATCH = (
+    "inversion.source", "inversion.steps", "inversion.rounds", "inversion.latent_lr", "inversion.momentum",
+    "inversion.bank",
+)  # fmt: skip
+"""Fields of a batch that is made by many steps."""
+
+OF_A_GENERATOR = ("generator.warmup", "student.reconstruct", "generator_steps", "generator.average", "shared_latents")
+"""Fields that a method can only take if one generator makes all images of its student turns."""
+
+
 def _check_generator(config: Config) -> None:
     """Raises UserError for settings that a generator which is trained over the whole run does not support."""
     _refuse(config, "draws latents, not class embeddings", "generator.embeddings")
-    _refuse(config, "makes no batch by many steps", "inversion.source")
+    _refuse(config, "makes no batch by many steps", *OF_A_BATCH)
     _check_generator_terms(config)
     _check_classes(config)
     if not ever(config.weights.target):
@@ -97,10 +107,6 @@ def _check_generator(config: Config) -> None:
         raise UserError(
             f"weights.contrastive={config.weights.contrastive}: method={config.method} keeps no views to compare: set 0"
         )
-
-
-OF_A_GENERATOR = ("generator.warmup", "student.reconstruct", "generator_steps", "generator.average", "shared_latents")
-"""Fields that a method can only take if one generator makes all images of its student turns."""
 
 
 def _refuse(config: Config, reason: str, *paths: str) -> None:
@@ -133,7 +139,7 @@ def _refuse_generation(config: Config) -> None:
     _refuse(config, "has no generator for the whole run", *OF_A_GENERATOR, "generator.restart", "generator.embeddings",
             "generator.class_distance")  # fmt: skip
     _refuse_pool(config, "it generates no images")
-    _refuse(config, "generates no images", "inversion.views", "inversion.source")
+    _refuse(config, "generates no images", "inversion.views", *OF_A_BATCH)
 
 
 def alternating(config: Config) -> list[Turn]:
@@ -190,6 +196,8 @@ def _inverted(config: Config, source: BatchSource) -> list[Turn]:
     """The turns of `inverting`, for every method that has them."""
     _refuse(config, "has no generator for the whole run", *OF_A_GENERATOR)
     _refuse(config, "draws latents without centres of classes", "generator.class_distance")
+    if not ever(config.weights.contrastive):
+        _refuse(config, "has weights.contrastive=0, so no features are compared", "inversion.bank")
     if source == "noisy":
         _refuse(config, "has no latents that learn", "inversion.latent_lr")
     else:

@@ -56,7 +56,7 @@ def _method(name: str) -> dict[str, Any]:
 
 def _inverting(name: str) -> dict[str, Any]:
     """A method that makes each batch by many steps: fewer of them."""
-    over = {"rounds": 5, "inversion": {"steps": 4, "rounds": 1, "bank": 20}, "replay": {"memory": 0.02}}
+    over = {"rounds": 5, "inversion": {"steps": 4, "rounds": 1}, "replay": {"memory": 0.02}}
     return merge(_method(name), over)
 
 
@@ -73,7 +73,9 @@ CASES: dict[str, Overlay] = {
     "zskt, micro-batches": merge(_method("zskt"), {"micro_batches": 2, "batch_size": 16}),
     "dfq": _method("dfq"),
     "deepinversion": _inverting("deepinversion"),
-    "cmi, with attention": merge(_inverting("cmi"), {"student": {"attention": 100.0}, "batch_size": 13}),
+    "cmi, with attention": merge(
+        _inverting("cmi"), {"inversion": {"bank": 20}, "student": {"attention": 100.0}, "batch_size": 13}
+    ),
     "fast, micro-batches": merge(_inverting("fast"), {"micro_batches": 2, "batch_size": 16}),
     "nayer, micro-batches": merge(
         _inverting("nayer"), {"micro_batches": 2, "batch_size": 18, "generator": {"restart": 2}}

@@ -30,7 +30,7 @@ SMALL: Overlay = {
 
 INVERTING: Overlay = {
     "student_steps": 3,
-    "inversion": {"steps": 3, "rounds": 1, "bank": 12},
+    "inversion": {"steps": 3, "rounds": 1},
     "adversarial_after": 0.0,
     "replay": {"memory": 1.0},
 }
@@ -50,6 +50,8 @@ def build(method: str, recipe: str = "digits", over: Overlay | None = None) -> M
     small = merge(merge(SMALL, RECIPES[recipe]), {"method": method})
     if method in ("deepinversion", "cmi", "fast", "nayer"):
         small = merge(small, INVERTING)
+    if method == "cmi":
+        small = merge(small, {"inversion": {"bank": 12}})
     config = resolve.resolve(recipe, None, merge(small, over or {}))
     turns = methods.METHODS[method].turns(config)
     return Machine(config, Runtime(config), turns, roles.teacher(config))
