@@ -61,6 +61,7 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "warm, batches of 32": ("ddad:warm", SMALL),
     "warm + blocks for half, batches of 32": ("ddad:warm", (*UNTIL, *SMALL)),
     "blocks": ("ddad:blocks", ()),
+    "blocks, batches of 32": ("ddad:blocks", SMALL),
     "blocks - pixels - crops judged": ("ddad:blocks", WHOLE),
     "dfad": ("dfad", STUDENT),
     "cmi": ("cmi", STUDENT),
