@@ -77,6 +77,28 @@ def features(t: Sequence[Tensor], s: Sequence[Tensor]) -> Term:
     return (error / variance.clamp_min(torch.finfo(variance.dtype).tiny)).mean()
 
 
+RIDGE = 1e-3
+"""Of the least squares fit of the hints, as a share of the mean variance of the student's channels."""
+
+
+def hints(t: Sequence[Tensor], s: Sequence[Tensor]) -> Term:
+    """What the student's maps [B, C_s, h, w] do not explain of the teacher's [B, C_t, h, w], pair by pair.
+
+    mean_l [ 1 - R^2 ]: the squared error with which the teacher's values at a position are predicted by the best linear
+    map, with intercept, of the student's values there, over all positions of the batch, as a share of their variance.
+    So the widths may differ. FitNets (arXiv 1412.6550) learn such a map; here it is the batch's, in closed form.
+    """
+    values: list[Tensor] = []
+    for a, b in zip(t, s, strict=True):
+        targets, inputs = a.flatten(2), b.flatten(2)  # [B, C, h w]
+        counted = b.new_tensor(inputs.numel() / inputs.shape[1])
+        values += [counted, inputs.sum((0, 2)), (inputs @ inputs.mT).sum(0)]
+        values += [targets.sum((0, 2)), (inputs @ targets.mT).sum(0), targets.square().sum()]
+    sums = (yield torch.cat([value.flatten() for value in values])).split([value.numel() for value in values])
+    total = [part.view(value.shape) for part, value in zip(sums, values, strict=True)]
+    return torch.stack([_unexplained(*total[index : index + 6]) for index in range(0, len(total), 6)]).mean()
+
+
 # Terms of the generator's turn.
 
 
@@ -185,6 +207,23 @@ def _negative(term: Term) -> Term:
 def _attended(maps: Tensor) -> Tensor:
     """[B, C, h, w] -> attention map [B, h w], of norm 1 for each sample."""
     return F.normalize(maps.square().mean(1).flatten(1))
+
+
+def _unexplained(
+    count: Tensor, inputs: Tensor, squares: Tensor, targets: Tensor, products: Tensor, energy: Tensor
+) -> Tensor:
+    """1 - R^2 of the least squares fit of targets by inputs and an intercept, from sums over `count` rows.
+
+    Sums of the inputs [I], of their products with each other [I, I], of the targets [O], of products of inputs with
+    targets [I, O], and of all squared targets.
+    """
+    mean, target = inputs / count, targets / count
+    among, between = squares / count - mean.outer(mean), products / count - mean.outer(target)
+    variance, tiny = energy / count - target.square().sum(), torch.finfo(among.dtype).tiny
+    ridge = (RIDGE * among.diagonal().mean()).clamp_min(tiny)
+    weights = torch.linalg.solve(among + ridge * torch.eye(len(among), dtype=among.dtype, device=among.device), between)
+    explained: Tensor = (weights * between).sum()
+    return 1 - explained / variance.clamp_min(tiny)
 
 
 def _over_classes(p: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ class Answer:
     moments: Sequence[LayerMoments] = field(default_factory=tuple)
     """Batch statistics at the batch-norm layers, if they were requested."""
     maps: Sequence[Tensor] = field(default_factory=tuple)
-    """Feature maps [B, C, h, w] for attention transfer, if they were requested."""
+    """Feature maps [B, C, h, w] for attention transfer and hints, if they were requested."""
     blocks: Sequence[Tensor] = field(default_factory=tuple)
     """Outputs of blocks [B, C, ...], compared value by value, if they were requested."""
 

@@ -127,7 +127,7 @@ def _phases(config: Config) -> list[tuple[int, int]]:
 
     Of each kind: how many rounds there are, and the index of one of them.
     """
-    schedules = [*vars(config.weights).values(), config.student.attention, config.student.features]
+    schedules = [*vars(config.weights).values(), *config.student.comparisons.values()]
     starts = {start for weight in schedules if isinstance(weight, list) for start, _ in weight}
     starts |= {share * config.rounds for share in (0, config.adversarial_after, config.student.features_until, 1)}
     bounds = sorted({math.ceil(start) for start in starts if start <= config.rounds})

@@ -31,7 +31,7 @@ def check(values: Values, num_channels: int) -> None:
         _check_optimizer(values, player)
     _check_image_files(values["data.background"], values["data.labels"], values["classes"])
     for path in values:
-        if path.startswith("weights.") or path in ("student.attention", "student.features"):
+        if path.startswith("weights.") or path in ("student.attention", "student.hints", "student.features"):
             _check_weight(path, values[path])
 
 

@@ -96,10 +96,17 @@ class Student(Optimizer):
     """Share of the run's updates over which its weights are averaged for evaluation and the result; 0: no average."""
     attention: Weight = 0.0
     """Weight of attention transfer at inner feature maps; the discrepancy has weight 1."""
+    hints: Weight = 0.0
+    """Weight of what the student's feature maps, of any width, do not explain of the teacher's of the same size."""
     features: Weight = 0.0
     """Weight of the distance between the outputs of blocks that teacher and student have in common."""
     features_until: float = 1.0
     """Share of the rounds after which that distance is switched off."""
+
+    @property
+    def comparisons(self) -> dict[str, Weight]:
+        """The weights of the terms that compare inner layers of student and teacher, by field."""
+        return {"attention": self.attention, "hints": self.hints, "features": self.features}
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ def _check_compile(config: Config, device: torch.device, world_size: int) -> Non
     if world_size > 1 or config.distributed.strategy == "deepspeed":
         found = "distributed.strategy=deepspeed" if world_size == 1 else f"{world_size} processes"
         raise UserError(f"speed.compile=true: compiled networks run on one process, not {found}: set it to null")
-    for path, weight in (("attention", config.student.attention), ("features", config.student.features)):
+    for path, weight in config.student.comparisons.items():
         if ever(weight):
             raise UserError(
                 f"speed.compile=true: a compiled student keeps no feature maps: set student.{path}=0, or "

@@ -67,7 +67,7 @@ def _check_views(config: Config, no_pool: str) -> None:
 
 
 def _check_maps(config: Config) -> None:
-    for path, weight in (("attention", config.student.attention), ("features", config.student.features)):
+    for path, weight in config.student.comparisons.items():
         if ever(weight) and not config.replay.augment:
             raise UserError(
                 f"student.{path}={weight}: the pool keeps no feature maps: set student.{path}=0, "

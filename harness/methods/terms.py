@@ -13,13 +13,15 @@ from harness.config import Config, Weight
 
 
 def student_terms(config: Config, round_index: int, t: Answer, s: Answer) -> dict[str, Weighted]:
-    """The terms that the student minimises: D(t, s), attention transfer, the distance between blocks."""
+    """The terms that the student minimises: D(t, s), and comparisons of inner layers."""
     name = config.student_discrepancy or config.discrepancy
     temperature = config.student_temperature or config.temperature
     terms: dict[str, Weighted] = {"discrepancy": (1.0, losses.discrepancy(t.logits, s.logits, name, temperature))}
     weights = student_weights_of(config, round_index)
     if weight := weights["attention"]:
         terms["attention"] = (weight, losses.attention(t.maps, s.maps))
+    if weight := weights["hints"]:
+        terms["hints"] = (weight, losses.hints(t.maps, s.maps))
     if weight := weights["features"]:
         terms["features"] = (weight, losses.features(t.blocks, s.blocks))
     return terms
@@ -80,11 +82,10 @@ def weight_at(weight: Weight, round_index: int) -> float:
 
 def student_weights_of(config: Config, round_index: int) -> dict[str, float]:
     """The weights of the student's terms beside the discrepancy in a round, by term."""
-    attention, features = (weight_at(each, round_index) for each in (config.student.attention, config.student.features))
-    return {
-        "attention": attention,
-        "features": features * (round_index < config.student.features_until * config.rounds),
-    }
+    weights = {name: weight_at(weight, round_index) for name, weight in config.student.comparisons.items()}
+    if round_index >= config.student.features_until * config.rounds:
+        weights["features"] = 0.0
+    return weights
 
 
 def weights_of(config: Config, round_index: int) -> dict[str, float]:

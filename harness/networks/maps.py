@@ -23,7 +23,7 @@ class Compared:
     """Layers of a network whose outputs the student's terms compare with those of the other network."""
 
     maps: Sequence[nn.Module] = ()
-    """Layers for attention transfer."""
+    """Layers for attention transfer and hints."""
     blocks: Sequence[nn.Module] = ()
     """Blocks that are compared value by value."""
 
@@ -39,10 +39,10 @@ def compared(
     `inherited`: by the path of a stage with fewer blocks, the teacher's block for each of the student's. Raises
     UserError if a term has a weight and the two networks have no layers that it can compare.
     """
-    if not ever(config.student.attention) and not ever(config.student.features):
-        return NOTHING, NOTHING
-    maps = shared(config, teacher, student) if ever(config.student.attention) else ((), ())
-    blocks = shared_blocks(config, teacher, student, inherited) if ever(config.student.features) else ((), ())
+    given = [name for name, weight in config.student.comparisons.items() if ever(weight)]
+    of_maps = next((name for name in ("attention", "hints") if name in given), None)
+    maps = shared(config, teacher, student, of_maps) if of_maps else ((), ())
+    blocks = shared_blocks(config, teacher, student, inherited) if "features" in given else ((), ())
     return Compared(maps[0], blocks[0]), Compared(maps[1], blocks[1])
 
 
@@ -53,19 +53,22 @@ def answer(network: Callable[[Tensor], Tensor], x: Tensor, compared: Compared) -
         return Answer(network(x))
     with observe_maps(layers) as found:
         logits = network(x)
+    found = [output.to(logits.dtype) for output in found]  # they are bf16 in autocast, too coarse for sums
     return Answer(logits, maps=found[: len(compared.maps)], blocks=found[len(compared.maps) :])
 
 
-def shared(config: Config, teacher: nn.Module, student: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
+def shared(
+    config: Config, teacher: nn.Module, student: nn.Module, field: str = "attention"
+) -> tuple[list[nn.Module], list[nn.Module]]:
     """Layers of the teacher, and one for each of the student whose output has the same height and width.
 
-    Raises UserError if the two have no size in common.
+    Raises UserError, which names the `field` of the term, if the two have no size in common.
     """
     x = torch.zeros(2, *image_shape(config))
     own, other = last_by_size(student, x), last_by_size(teacher, x)
     sizes = [size for size in other if size in own]
     if not sizes:
-        raise _nothing_shared(config, "attention", "size of feature maps")
+        raise _nothing_shared(config, field, "size of feature maps")
     return [other[size] for size in sizes], [own[size] for size in sizes]
 
 

@@ -97,6 +97,7 @@ CASES: dict[str, Overlay] = {
         "batch_size": 13,
     },
     "averaged": {"student": {"average": 0.1}},
+    "hints": {"student": {"hints": 2.0}, "batch_size": 13},
     "classes": {"weights": {"target": 1.0}, "batch_size": 13},
     "pruned": PRUNED,
     "inherited": {"student": {"network": "cnn8", "start": "teacher"}},

@@ -173,6 +173,25 @@ def test_attention_without_a_common_size_is_refused() -> None:
     over = {"teacher": colour, "student": {"network": "torchvision:alexnet"}, "input": {"size": 64}}
     with pytest.raises(UserError, match=r"student.attention=250.0: teacher.network='cnn8' and .* in common: set"):
         build("zskt", over=over)
+    with pytest.raises(UserError, match=r"student.hints=2.0: teacher.network='cnn8' and .* in common: set"):
+        build("ddad", over=merge(over, {"student": {"hints": 2.0}}))
+
+
+def test_hints_are_a_term_of_the_students_turn() -> None:
+    terms = build("ddad", over={"student": {"hints": 2.0}}).play(0, 0)
+    assert 0 < terms.values["hints"] <= 1, "cnn8 and cnn4 have other widths"
+    assert terms.total.item() == pytest.approx((terms.values["discrepancy"] + 2 * terms.values["hints"]).item())
+
+
+def test_maps_are_compared_in_fp32_where_networks_train_in_bf16() -> None:
+    built = build("ddad", over={"student": {"hints": 2.0}, "precision": "bf16"})
+    found = built.student.answer(torch.zeros(4, 1, 8, 8))
+    assert [maps.dtype for maps in found.maps] == [torch.float32] * 2
+    seen: list[torch.dtype] = []
+    first = built.student.module.get_submodule("features.0")
+    with first.register_forward_hook(lambda layer, inputs, output: seen.append(output.dtype)):
+        built.student.answer(torch.zeros(4, 1, 8, 8))
+    assert seen == [torch.bfloat16]
 
 
 def test_attention_pairs_the_last_layers_of_each_size() -> None:

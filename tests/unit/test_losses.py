@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
 from harness.algorithm import losses
-from harness.algorithm.turns import Term, combine
+from harness.algorithm.turns import Term, combine, unreduced
 
 
 def value(term: Term) -> float:
@@ -174,10 +175,35 @@ def test_features_are_the_squared_difference_over_the_teachers_variance() -> Non
     assert value(losses.features(t, t)) == 0
 
 
-def test_features_of_two_processes_are_those_of_one() -> None:
+@pytest.mark.parametrize("term", [losses.features, losses.hints])
+def test_features_of_two_processes_are_those_of_one(term: Callable[[list[Tensor], list[Tensor]], Term]) -> None:
     t, s = torch.randn(2, 6, 3, 4, 4, dtype=torch.float64)
-    whole = value(losses.features([t], [s]))
+    whole = value(term([t], [s]))
     parts: list[Tensor] = []
-    combine({"it": (1.0, losses.features([t[:2]], [s[:2]]))}, lambda sums: parts.append(sums) or sums)  # type: ignore[func-returns-value]
-    found = combine({"it": (1.0, losses.features([t[2:]], [s[2:]]))}, lambda sums: sums + parts[0])
+    combine({"it": (1.0, term([t[:2]], [s[:2]]))}, lambda sums: parts.append(sums) or sums)  # type: ignore[func-returns-value]
+    found = combine({"it": (1.0, term([t[2:]], [s[2:]]))}, lambda sums: sums + parts[0])
     assert found.total.item() == pytest.approx(whole)
+
+
+def test_hints_are_what_a_least_squares_fit_of_the_students_maps_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    s = torch.randn(8, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    t = torch.randn(8, 5, 4, 4, dtype=torch.float64) + 3
+    exact = torch.einsum("tc,nchw->nthw", torch.randn(5, 3, dtype=torch.float64), s.detach()) - 2
+    assert 0 < value(losses.hints([exact], [s])) < 1.1 * losses.RIDGE
+    monkeypatch.setattr(losses, "RIDGE", 0.0)
+    assert value(losses.hints([exact], [s])) == pytest.approx(0, abs=1e-12)
+    rows, inputs = (maps.detach().movedim(1, 3).flatten(0, 2) for maps in (t, s))
+    inputs = torch.cat([inputs, torch.ones(len(inputs), 1)], 1)
+    error = (rows - inputs @ torch.linalg.lstsq(inputs, rows).solution).square().sum()
+    expected = (error / (rows - rows.mean(0)).square().sum()).item()
+    assert value(losses.hints([t], [s])) == pytest.approx(expected)
+    assert value(losses.hints([t, exact], [s, s])) == pytest.approx(expected / 2), "the mean over the pairs"
+    assert torch.autograd.gradcheck(lambda x: combine({"": (1.0, losses.hints([t], [x]))}, unreduced).total, (s,))
+
+
+def test_hints_of_a_student_whose_maps_are_constant_are_all_of_the_teachers_variance() -> None:
+    s = torch.zeros(4, 3, 2, 2, requires_grad=True)
+    total = combine({"hints": (1.0, losses.hints([torch.randn(4, 5, 2, 2)], [s]))}, unreduced).total
+    total.backward()
+    assert total.item() == 1
+    assert s.grad is not None and s.grad.isfinite().all()
