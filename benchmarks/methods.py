@@ -77,6 +77,7 @@ SUITES: dict[str, Suite] = {
 }
 
 DATA_FREE = [
+    "ddad:hinted",
     "ddad:noisy",
     "ddad:soft",
     "ddad:held",

@@ -46,7 +46,7 @@ PLANS = {
         24,
         ("seconds", 30.0),
         ("seconds", 30.0),
-        ("ddad:noisy", "ddad:soft", "nayer", "fast", "cmi"),
+        ("ddad:hinted", "ddad:noisy", "ddad:soft", "nayer", "fast", "cmi"),
         ("--scheduler", "none"),
     ),
 }

@@ -107,9 +107,12 @@ _NOISY: Overlay = merge(
 """For a classifier with fresh weights: batches of NAYER's noisy layers under DDAD's discriminators, the L1 distance
 being the adversary's, in half of NAYER's steps a batch."""
 
+_HINTED: Overlay = merge(_NOISY, {"student": {"hints": 3.0}})
+"""`noisy` with a student whose feature maps are to determine the teacher's, of whatever width."""
+
 _DDAD: dict[str, Overlay] = {
     "paper": {}, "swift": _SWIFT, "aimed": _AIMED, "fresh": _FRESH, "soft": _SOFT, "blocks": _BLOCKS,
-    "held": _HELD, "noisy": _NOISY, "warm": _WARM,
+    "held": _HELD, "noisy": _NOISY, "hinted": _HINTED, "warm": _WARM,
 }  # fmt: skip
 
 METHODS: dict[str, Method] = {

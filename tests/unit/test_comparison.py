@@ -74,6 +74,7 @@ def test_a_figure_is_drawn(tmp_path: Path) -> None:
 def test_equal_updates_are_rounds_by_the_methods_own_turns() -> None:
     rounds = {name: methods.rounds_of(Run("digits", name, 0, ()), ("updates", 1200), []) for name in methods.DATA_FREE}
     assert rounds == {
+        "ddad:hinted": 24,
         "ddad:noisy": 24,
         "ddad:soft": 240,
         "ddad:held": 37,
@@ -224,7 +225,8 @@ def test_every_baseline_has_a_space_that_fits_it(method: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("variant", "start"), [("swift", "paper"), ("aimed", "swift"), ("soft", "soft"), ("noisy", "noisy")]
+    ("variant", "start"),
+    [("swift", "paper"), ("aimed", "swift"), ("soft", "soft"), ("noisy", "noisy"), ("hinted", "hinted")],
 )
 def test_the_spaces_of_our_variants_fit_what_they_start_from(variant: str, start: str) -> None:
     space = spaces.find(str(Path(tuning.__file__).with_name("spaces") / f"{variant}.yaml"))
