@@ -72,6 +72,8 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "fast + batches of 32": ("fast", SMALL),
     "nayer + batches of 32": ("nayer", SMALL),
     "noisy + batches of 32": ("ddad:noisy", SMALL),
+    "hinted + batches of 32": ("ddad:hinted", SMALL),
+    "nayer + hints + batches of 32": ("nayer", ("student.hints=3", *SMALL)),
     "nayer + blocks + batches of 32": ("nayer", (*BLOCKS, *SMALL)),
     "noisy + blocks + batches of 32": ("ddad:noisy", (*BLOCKS, *SMALL)),
     "fresh + class centres": ("ddad:fresh", ("weights.target=0.5", "weights.class_balance=1.4")),

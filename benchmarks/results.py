@@ -72,8 +72,8 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "cmi, batches of 32": ("cmi", (*STUDENT, *SMALL)),
     "fast, batches of 32": ("fast", (*STUDENT, *SMALL)),
     "nayer, batches of 32": ("nayer", (*STUDENT, *SMALL)),
-    "noisy": ("ddad:noisy", STUDENT),
-    "noisy, batches of 32": ("ddad:noisy", (*STUDENT, *SMALL)),
+    "warm_noisy": ("ddad:warm_noisy", ()),
+    "warm_noisy, batches of 32": ("ddad:warm_noisy", SMALL),
     "warm - adversary, batches of 32": ("ddad:warm", ("weights.adversarial=0", *SMALL)),
     "warm - generator, batches of 32": ("ddad:warm", ("generator.lr=1e-12", "generator.warmup=0", *SMALL)),
     "warm - adversary": ("ddad:warm", ("weights.adversarial=0",)),
@@ -137,7 +137,7 @@ def possible(pair: str) -> list[str]:
     """The methods of a pair: `kd` needs training images, `cmi`, `fast` and `nayer` make an image for one class."""
     missing = {"kd"} if PAIRS[pair].recipe == "classification" else set()  # third-party pairs have test images alone
     if pair.startswith(("camvid", "nyuv2")):
-        missing |= {"cmi", "fast", "nayer", "ddad:noisy"}
+        missing |= {"cmi", "fast", "nayer", "ddad:warm_noisy"}
     return [name for name, (method, _) in METHODS.items() if method not in missing]
 
 

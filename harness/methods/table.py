@@ -84,12 +84,12 @@ _HELD: Overlay = merge(
 """`fresh` with a generator that improves one batch of images by 20 updates, which the student then learns from beside
 31 batches of mixtures of earlier ones."""
 
-_WARM: Overlay = merge(
-    _HELD,
-    {"student": {
-        "lr": 0.02, "schedule": "cosine", "average": 0.0, "features": 100.0, "reconstruct": 6, "clip": 5.0,
-    }},
-)  # fmt: skip
+_INHERITING: Overlay = {
+    "student": {"lr": 0.02, "schedule": "cosine", "average": 0.0, "features": 100.0, "clip": 5.0},
+}
+"""For a student that starts from its teacher's weights, which a higher learning rate undoes."""
+
+_WARM: Overlay = merge(merge(_HELD, _INHERITING), {"student": {"reconstruct": 6}})
 """`held` for a student that starts from its teacher's weights. Its blocks are compared with the teacher's. A pruned
 student is first fitted to the teacher on images of a generator that was trained on the teacher's statistics."""
 
@@ -107,12 +107,15 @@ _NOISY: Overlay = merge(
 """For a classifier with fresh weights: batches of NAYER's noisy layers under DDAD's discriminators, the L1 distance
 being the adversary's, in half of NAYER's steps a batch."""
 
+_WARM_NOISY: Overlay = merge(_NOISY, _INHERITING)
+"""`noisy` for a classifier that starts from its teacher's weights, with the student's settings of `warm`."""
+
 _HINTED: Overlay = merge(_NOISY, {"student": {"hints": 3.0}})
 """`noisy` with a student whose feature maps are to determine the teacher's, of whatever width."""
 
 _DDAD: dict[str, Overlay] = {
     "paper": {}, "swift": _SWIFT, "aimed": _AIMED, "fresh": _FRESH, "soft": _SOFT, "blocks": _BLOCKS,
-    "held": _HELD, "noisy": _NOISY, "hinted": _HINTED, "warm": _WARM,
+    "held": _HELD, "noisy": _NOISY, "hinted": _HINTED, "warm": _WARM, "warm_noisy": _WARM_NOISY,
 }  # fmt: skip
 
 METHODS: dict[str, Method] = {

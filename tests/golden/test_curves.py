@@ -65,6 +65,10 @@ OVER: dict[str, Overlay] = {
         "student": {"network": "pruned", "arguments": {"channels": 0.5}},
         "generator": {"warmup": 2},
     },
+    "ddad warm_noisy": {
+        "teacher": {"network": "wrn10_1"},
+        "student": {"network": "pruned", "arguments": {"channels": 0.5}},
+    },
     "ddad blocks": {
         "teacher": {"network": "wrn10_1"},
         "student": {"network": "wrn10_1"},

@@ -102,7 +102,7 @@ def test_every_method_runs_on_every_task_and_moves_both_players(method: str, rec
 )
 def test_a_restored_run_goes_on_to_the_bit(method: str, variant: str, tmp_path: Path) -> None:
     over: Overlay = {"variant": variant}
-    if variant in ("warm", "blocks"):  # they compare blocks, which these small networks have not
+    if variant in ("warm", "warm_noisy", "blocks"):  # they compare blocks, which these small networks have not
         over = merge(over, {"teacher": {"network": "wrn10_1"}, "student": {"network": "wrn10_1"}})
     straight, first, second = (build(method, over=over) for _ in range(3))
     for index in range(3):
