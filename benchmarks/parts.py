@@ -68,6 +68,8 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "fresh + 2 generator steps": ("ddad:fresh", ("generator_steps=2",)),
     "fresh + batches of 32": ("ddad:fresh", SMALL),
     "blocks + batches of 32": ("ddad:blocks", SMALL),
+    "blocks + hints + batches of 32": ("ddad:blocks", ("student.hints=10", *SMALL)),
+    "blocks - features + hints + batches of 32": ("ddad:blocks", ("student.features=0", "student.hints=10", *SMALL)),
     "cmi + batches of 32": ("cmi", SMALL),
     "fast + batches of 32": ("fast", SMALL),
     "nayer + batches of 32": ("nayer", SMALL),
