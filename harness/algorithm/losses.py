@@ -221,7 +221,8 @@ def _unexplained(
     among, between = squares / count - mean.outer(mean), products / count - mean.outer(target)
     variance, tiny = energy / count - target.square().sum(), torch.finfo(among.dtype).tiny
     ridge = (RIDGE * among.diagonal().mean()).clamp_min(tiny)
-    weights = torch.linalg.solve(among + ridge * torch.eye(len(among), dtype=among.dtype, device=among.device), between)
+    solvable = among + ridge * torch.eye(len(among), dtype=among.dtype, device=among.device)
+    weights, _ = torch.linalg.solve_ex(solvable, between)  # no check, for which the host would wait: NaN gives NaN
     explained: Tensor = (weights * between).sum()
     return 1 - explained / variance.clamp_min(tiny)
 

@@ -201,6 +201,13 @@ def test_hints_are_what_a_least_squares_fit_of_the_students_maps_leaves(monkeypa
     assert torch.autograd.gradcheck(lambda x: combine({"": (1.0, losses.hints([t], [x]))}, unreduced).total, (s,))
 
 
+def test_hints_of_maps_that_are_not_finite_are_not_finite() -> None:
+    t, s = torch.randn(2, 4, 3, 2, 2)
+    for bad in (math.nan, math.inf):
+        s[0, 0, 0, 0] = bad
+        assert not math.isfinite(value(losses.hints([t], [s])))
+
+
 def test_hints_of_a_student_whose_maps_are_constant_are_all_of_the_teachers_variance() -> None:
     s = torch.zeros(4, 3, 2, 2, requires_grad=True)
     total = combine({"hints": (1.0, losses.hints([torch.randn(4, 5, 2, 2)], [s]))}, unreduced).total
