@@ -40,6 +40,8 @@ def compared(
     UserError if a term has a weight and the two networks have no layers that it can compare.
     """
     given = [name for name, weight in config.student.comparisons.items() if ever(weight)]
+    if not given:
+        return NOTHING, NOTHING
     of_maps = next((name for name in ("attention", "hints") if name in given), None)
     maps = shared(config, teacher, student, of_maps) if of_maps else ((), ())
     blocks = shared_blocks(config, teacher, student, inherited) if "features" in given else ((), ())

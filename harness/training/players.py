@@ -95,7 +95,7 @@ class Player:
 
     def answer(self, x: Tensor) -> Answer:
         """Forward in the player's own turn: logits, and the outputs of the layers that are compared."""
-        return answer(self, x, self.compared)
+        return Answer(self(x)) if self.compared is NOTHING else answer(self, x, self.compared)
 
     def frozen_forward(self, inputs: Tensor) -> Tensor:
         """Forward in the turn of another network, past the engine, which synchronises gradients that it expects."""

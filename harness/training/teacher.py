@@ -25,7 +25,7 @@ class Teacher:
 
     def answer(self, x: Tensor) -> Answer:
         """Outputs for a student's turn: logits, and the outputs of the layers that are compared."""
-        return answer(self.module, x, self.compared)
+        return Answer(self.module(x)) if self.compared is NOTHING else answer(self.module, x, self.compared)
 
     def judge(self, x: Tensor) -> Answer:
         """Outputs for the generator's turn: logits, and the features and moments that its terms need."""
