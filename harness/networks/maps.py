@@ -60,7 +60,7 @@ def answer(network: Callable[[Tensor], Tensor], x: Tensor, compared: Compared) -
 
 
 def shared(
-    config: Config, teacher: nn.Module, student: nn.Module, field: str = "attention"
+    config: Config, teacher: nn.Module, student: nn.Module, field: str
 ) -> tuple[list[nn.Module], list[nn.Module]]:
     """Layers of the teacher, and one for each of the student whose output has the same height and width.
 

@@ -275,8 +275,8 @@ def test_the_same_command_is_refused_and_with_resume_runs_no_trial_again(swept: 
 def test_a_population_ends_with_the_schedule_of_its_best_trial(tmp_path: Path, server: str) -> None:
     """Two workers at the same time, which log to one server.
 
-    Which trial reports first is up to the machine, and one that reports first has nothing to continue from: where no
-    trial of a sweep continued from the other one's checkpoint, another sweep is run, three at most.
+    Now and then no trial of a sweep continues from the other one's checkpoint, probably by the order in which they
+    report, which is up to the machine; then another sweep is run, three at most.
     """
     for attempt in range(3):
         cwd = tmp_path / str(attempt)

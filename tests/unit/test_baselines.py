@@ -197,7 +197,7 @@ def test_maps_are_compared_in_fp32_where_networks_train_in_bf16() -> None:
 def test_attention_pairs_the_last_layers_of_each_size() -> None:
     config = resolve.resolve("digits")
     small, large = roles.student(config), roles.teacher(resolve.untrained(config))
-    theirs, own = maps.shared(config, large, small)
+    theirs, own = maps.shared(config, large, small, "attention")
     for compared, layers in ((large, theirs), (small, own)):
         features = compared.get_submodule("features")
         assert layers == [features[5], features]  # the activation before the pool, and all before the average
