@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import copy
-import json
 import queue
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import files
 from harness import task as tasks
 from harness.config import Config
 from harness.run import metrics
 from harness.tracking import models
 from harness.tracking.page import DataSet, dataset_input, page_tags, run_name
-from harness.tracking.runs import MAX_PARAM, MAX_TAG, Status, Store, find_experiment, log_params, resume, truncate
+from harness.tracking.runs import (
+    MAX_PARAM,
+    MAX_TAG,
+    Status,
+    Store,
+    create,
+    find_experiment,
+    log_params,
+    resume,
+    truncate,
+)
 from harness.tracking.stores import OFF, absolute, connect, reason_of, without_credentials
 
 if TYPE_CHECKING:
@@ -167,9 +175,7 @@ class Experiment:
         note = self._folder / "mlflow.json"
         store = resume(client, note, self._public_uri, self._again)
         if store is None:
-            run = client.create_run(experiment_id, tags=self._tags, run_name=self._run_name)
-            store = Store(client, experiment_id, run.info.run_id)
-            files.write(note, json.dumps({"run_id": store.run_id, "uri": self._public_uri}) + "\n")
+            store = create(client, experiment_id, note, self._public_uri, self._tags, self._run_name)
         for row in self._rows():
             store.add(row["round"], {name: value for name, value in row.items() if name not in ("round", "seconds")})
         return store

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from harness import files
 from harness.errors import UserError, nearest
 from harness.tracking.page import EXPERIMENT_KIND
 from harness.tracking.stores import OFF, absolute, artifacts, connect, database_of, reason_of, without_credentials
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+KEY = "key"
+"""The tag of a run that its mlflow.json holds before it names the run."""
 
 MAX_PARAM, MAX_TAG, MAX_METRICS, MAX_PARAMS = 6000, 5000, 1000, 100
 """MLflow's limits: characters of a parameter's and a tag's value, metrics and parameters in one batch."""
@@ -75,12 +80,31 @@ def find_experiment(client: MlflowClient, name: str, uri: str) -> str:
     return str(found.experiment_id)
 
 
+def create(
+    client: MlflowClient, experiment_id: str, note: Path, uri: str, tags: Mapping[str, str], run_name: str
+) -> Store:
+    """A new run, named in the file `note`.
+
+    The process may be killed between the two, so the file first holds a key, by which the run can be found.
+    """
+    key = uuid.uuid4().hex
+    files.write(note, json.dumps({"key": key, "experiment_id": experiment_id, "uri": uri}) + "\n")
+    run = client.create_run(experiment_id, tags={**tags, KEY: key}, run_name=run_name)
+    _write(note, run.info.run_id, uri)
+    return Store(client, experiment_id, run.info.run_id)
+
+
+def _write(note: Path, run_id: str, uri: str) -> None:
+    files.write(note, json.dumps({"run_id": run_id, "uri": uri}) + "\n")
+
+
 def resume(client: MlflowClient, note: Path, uri: str, again: bool) -> Store | None:
     """The run that the file `note` names, set to running if `again`; None if this store has no such run."""
     run = _known_run(client, note, uri)
     if run is None:
         return None
     run_id = run.info.run_id
+    _write(note, run_id, uri)
     if again:
         client.update_run(run_id, status="RUNNING")
     last = {name: max(point.step for point in client.get_metric_history(run_id, name)) for name in run.data.metrics}
@@ -93,7 +117,12 @@ def _known_run(client: MlflowClient, note: Path, uri: str) -> Any | None:
 
     try:
         known = json.loads(note.read_text())
-        run = client.get_run(known["run_id"]) if known["uri"] == uri else None
+        if known["uri"] != uri:
+            return None
+        if "key" in known:
+            run = next(iter(client.search_runs([known["experiment_id"]], f"tags.`{KEY}` = '{known['key']}'")), None)
+        else:
+            run = client.get_run(known["run_id"])
     except (OSError, ValueError, KeyError, MlflowException):
         return None
     return run if run is not None and run.info.lifecycle_stage == "active" else None

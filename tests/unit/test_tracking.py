@@ -248,6 +248,29 @@ def test_resumed_run_continues_and_repeats_nothing(database: Path, tmp_path: Pat
     assert steps(database, first, "seconds") == []
 
 
+@pytest.mark.parametrize("created", [True, False])
+def test_a_run_whose_process_was_killed_while_it_was_created_is_found_again(
+    database: Path, tmp_path: Path, created: bool
+) -> None:
+    """The two states that such a process leaves: a file with the key of a run, which the store has or has not."""
+    uri = f"sqlite:///{database}"
+    experiment, _ = open_experiment(uri, tmp_path)
+    experiment.close("KILLED")
+    first = the_run(database, tmp_path)
+    key = first.data.tags[runs.KEY] if created else "0" * 32
+    note = {"key": key, "experiment_id": first.info.experiment_id, "uri": uri}
+    (tmp_path / "mlflow.json").write_text(json.dumps(note))
+
+    experiment, warnings = open_experiment(uri, tmp_path)
+    experiment.metrics(10, {"a": 1.0})
+    experiment.close("FINISHED")
+    assert warnings == []
+    again = the_run(database, tmp_path)
+    assert (again.info.run_id == first.info.run_id) == created
+    assert again.info.status == "FINISHED"
+    assert steps(database, again.info.run_id, "a") == [(10, 1.0)]
+
+
 def test_a_run_the_store_has_lost_starts_anew_with_all_its_rows(database: Path, tmp_path: Path) -> None:
     uri = f"sqlite:///{database}"
     (tmp_path / "mlflow.json").write_text(json.dumps({"run_id": "0" * 32, "uri": uri}))
