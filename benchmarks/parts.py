@@ -39,6 +39,9 @@ PAIRS: dict[str, Suite] = {
 BLOCKS = ("student.features=10", "student.clip=5")
 """The student's blocks are compared with the teacher's; the pair of Fashion-MNIST has none in common."""
 
+FALLING = ("student.schedule=cosine", "student.average=0")
+"""A learning rate that falls to 0 over the run, in place of averaged weights."""
+
 METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "fresh": ("ddad:fresh", ()),
     "fresh - warm-up": ("ddad:fresh", ("generator.warmup=0",)),
@@ -69,14 +72,18 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "fresh + batches of 32": ("ddad:fresh", SMALL),
     "blocks + batches of 32": ("ddad:blocks", SMALL),
     "blocks + hints + batches of 32": ("ddad:blocks", ("student.hints=30", *SMALL)),
+    "blocks + hints + falling rate + batches of 32": ("ddad:blocks", ("student.hints=30", *FALLING, *SMALL)),
     "blocks - features + hints + batches of 32": ("ddad:blocks", ("student.features=0", "student.hints=30", *SMALL)),
     "cmi + batches of 32": ("cmi", SMALL),
     "fast + batches of 32": ("fast", SMALL),
     "nayer + batches of 32": ("nayer", SMALL),
+    "dfad + batches of 32": ("dfad", SMALL),
     "noisy + batches of 32": ("ddad:noisy", SMALL),
     "hinted + batches of 32": ("ddad:hinted", SMALL),
     "nayer + hints + batches of 32": ("nayer", ("student.hints=3", *SMALL)),
     "nayer + blocks + batches of 32": ("nayer", (*BLOCKS, *SMALL)),
+    "nayer + blocks + hints + batches of 32": ("nayer", (*BLOCKS, "student.hints=30", *SMALL)),
+    "dfad + blocks + hints + batches of 32": ("dfad", (*BLOCKS, "student.hints=30", *SMALL)),
     "noisy + blocks + batches of 32": ("ddad:noisy", (*BLOCKS, *SMALL)),
     "fresh + class centres": ("ddad:fresh", ("weights.target=0.5", "weights.class_balance=1.4")),
     "fresh + a new generator each 100 rounds": ("ddad:fresh", ("generator.restart=100",)),
