@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks import methods
 from benchmarks.equal_time import Study
 from benchmarks.methods import FASHION, Suite
-from benchmarks.results import RESNET20_FRESH, SMALL, WHOLE
+from benchmarks.results import FAST, RESNET20_FRESH, SMALL, WHOLE
 
 INTRODUCTION = """# The parts of `ddad:fresh` and `ddad:held`
 
@@ -24,9 +24,9 @@ Written by `python -m benchmarks.parts`. Students begin with random weights. Sco
 sets, in percent, the standard deviation over seeds after ±; seconds are of the processor time of one thread (the rows
 in benchmarks/results/ have versions, commit and date). Nothing in the code was chosen by these rows.
 
-`fresh - pixels - crops judged` is the variant `fresh` as it was until 2026-11-29, and so with `blocks`. `dfad`,
-`cmi`, `fast` and `nayer` have their published settings; with `+ blocks` they have the same comparison of blocks as
-`blocks`.
+`fresh - pixels - crops judged` is the variant `fresh` as it was until 2026-11-29. `blocks` had no hints, a constant
+learning rate and averaged weights until 2026-11-30. `dfad`, `dafl`, `dfq`, `cmi`, `fast` and `nayer` have their
+published settings; with `+ blocks` they have the same comparison of blocks as `blocks`, with `+ hints` these too.
 
 ![curves](results/parts.png)
 """
@@ -34,13 +34,19 @@ in benchmarks/results/ have versions, commit and date). Nothing in the code was 
 PAIRS: dict[str, Suite] = {
     "fashion-parts": Suite("classification", (0,), 0, FASHION, evaluations=4),
     "cifar10-parts": dataclasses.replace(RESNET20_FRESH, evaluations=4),
+    "camvid-parts": Suite("camvid-resnet18-mobilenetv2", (0,), 0, FAST, evaluations=4),
 }
 
 BLOCKS = ("student.features=10", "student.clip=5")
 """The student's blocks are compared with the teacher's; the pair of Fashion-MNIST has none in common."""
 
-FALLING = ("student.schedule=cosine", "student.average=0")
-"""A learning rate that falls to 0 over the run, in place of averaged weights."""
+HINTS = ("student.hints=30",)
+"""With BLOCKS, all that `blocks` compares."""
+
+NO_HINTS = ("student.hints=0",)
+
+CONSTANT = ("student.schedule=constant", "student.average=0.05")
+"""The constant learning rate and averaged weights of `fresh`, in place of the falling rate of `blocks`."""
 
 METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "fresh": ("ddad:fresh", ()),
@@ -51,10 +57,11 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "fresh - adversary": ("ddad:fresh", ("weights.adversarial=0",)),
     "fresh - crops judged": ("ddad:fresh", ("inversion.views=none",)),
     "fresh - pixels - crops judged": ("ddad:fresh", WHOLE),
+    "fresh + hints": ("ddad:fresh", ("student.hints=3", "student.clip=5")),
     "fresh + mixup": ("ddad:fresh", ("replay.mixup=true",)),
     "blocks": ("ddad:blocks", ()),
-    "blocks - mixup": ("ddad:blocks", ("replay.mixup=false",)),
-    "blocks - pixels - crops judged": ("ddad:blocks", WHOLE),
+    "blocks - hints - falling rate": ("ddad:blocks", (*NO_HINTS, *CONSTANT)),
+    "blocks - hints - falling rate - pixels - crops judged": ("ddad:blocks", (*NO_HINTS, *CONSTANT, *WHOLE)),
     "held": ("ddad:held", ()),
     "held + blocks": ("ddad:held", BLOCKS),
     "held - crops judged": ("ddad:held", ("inversion.views=none",)),
@@ -65,15 +72,18 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "fast + blocks": ("fast", BLOCKS),
     "nayer + blocks": ("nayer", BLOCKS),
     "dfad": ("dfad", ()),
+    "dafl": ("dafl", ()),
+    "dfq": ("dfq", ()),
+    "kd": ("kd", ()),
     "cmi": ("cmi", ()),
     "fast": ("fast", ()),
     "nayer": ("nayer", ()),
     "fresh + 2 generator steps": ("ddad:fresh", ("generator_steps=2",)),
     "fresh + batches of 32": ("ddad:fresh", SMALL),
     "blocks + batches of 32": ("ddad:blocks", SMALL),
-    "blocks + hints + batches of 32": ("ddad:blocks", ("student.hints=30", *SMALL)),
-    "blocks + hints + falling rate + batches of 32": ("ddad:blocks", ("student.hints=30", *FALLING, *SMALL)),
-    "blocks - features + hints + batches of 32": ("ddad:blocks", ("student.features=0", "student.hints=30", *SMALL)),
+    "blocks - falling rate + batches of 32": ("ddad:blocks", (*CONSTANT, *SMALL)),
+    "blocks - hints - falling rate + batches of 32": ("ddad:blocks", (*NO_HINTS, *CONSTANT, *SMALL)),
+    "blocks - features + batches of 32": ("ddad:blocks", ("student.features=0", *SMALL)),
     "cmi + batches of 32": ("cmi", SMALL),
     "fast + batches of 32": ("fast", SMALL),
     "nayer + batches of 32": ("nayer", SMALL),
@@ -82,8 +92,8 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "hinted + batches of 32": ("ddad:hinted", SMALL),
     "nayer + hints + batches of 32": ("nayer", ("student.hints=3", *SMALL)),
     "nayer + blocks + batches of 32": ("nayer", (*BLOCKS, *SMALL)),
-    "nayer + blocks + hints + batches of 32": ("nayer", (*BLOCKS, "student.hints=30", *SMALL)),
-    "dfad + blocks + hints + batches of 32": ("dfad", (*BLOCKS, "student.hints=30", *SMALL)),
+    "nayer + blocks + hints + batches of 32": ("nayer", (*BLOCKS, *HINTS, *SMALL)),
+    "dfad + blocks + hints + batches of 32": ("dfad", (*BLOCKS, *HINTS, *SMALL)),
     "noisy + blocks + batches of 32": ("ddad:noisy", (*BLOCKS, *SMALL)),
     "fresh + class centres": ("ddad:fresh", ("weights.target=0.5", "weights.class_balance=1.4")),
     "fresh + a new generator each 100 rounds": ("ddad:fresh", ("generator.restart=100",)),
@@ -96,7 +106,10 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 def possible(pair: str) -> list[str]:
     """The rows of a pair, where none are named."""
-    return [name for name in METHODS if "blocks" not in name or pair != "fashion-parts"]
+    if pair == "camvid-parts":
+        return ["fresh", "fresh + hints", "dfad", "dafl", "dfq", "kd"]
+    without = {"kd"} | ({name for name in METHODS if "blocks" in name} if pair == "fashion-parts" else set())
+    return [name for name in METHODS if name not in without]
 
 
 STUDY = Study(

@@ -48,11 +48,11 @@ UNTIL = ("student.features_until=0.5",)
 WHOLE = ("generator.network=upsample", "inversion.views=none")
 """The default generator, judged by whole images: what `fresh` and `blocks` had until 2026-11-29."""
 
-HINTS = ("student.hints=30",)
-"""The student's feature maps are to determine the teacher's at every layer of the same size."""
-
 SMALL = ("batch_size=32",)
 """A quarter of the recipe's batch, so four times the rounds and the updates in the same seconds."""
+
+BEFORE = ("student.hints=0", "student.schedule=constant", "student.average=0.05", *WHOLE)
+"""`blocks` as it was until 2026-11-29."""
 
 NEW = (*STUDENT, "student.reconstruct=6", "generator.warmup=80", *WHOLE)
 """What `warm` as it was has beyond `fresh`, whose generator draws new latents in each turn and has one turn a round."""
@@ -63,10 +63,9 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "warm + blocks for half": ("ddad:warm", UNTIL),
     "warm, batches of 32": ("ddad:warm", SMALL),
     "warm + blocks for half, batches of 32": ("ddad:warm", (*UNTIL, *SMALL)),
-    "blocks": ("ddad:blocks", ()),
     "blocks, batches of 32": ("ddad:blocks", SMALL),
-    "blocks + hints, batches of 32": ("ddad:blocks", (*HINTS, *SMALL)),
-    "blocks - pixels - crops judged": ("ddad:blocks", WHOLE),
+    "blocks, rate .05, blocks compared for half, batches of 32": ("ddad:blocks", ("student.lr=0.05", *UNTIL, *SMALL)),
+    "blocks - hints - falling rate - pixels - crops judged": ("ddad:blocks", BEFORE),
     "dfad": ("dfad", STUDENT),
     "cmi": ("cmi", STUDENT),
     "fast": ("fast", STUDENT),
@@ -78,8 +77,6 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "nayer, batches of 32": ("nayer", (*STUDENT, *SMALL)),
     "warm_noisy": ("ddad:warm_noisy", ()),
     "warm_noisy, batches of 32": ("ddad:warm_noisy", SMALL),
-    "warm + hints, batches of 32": ("ddad:warm", (*HINTS, *SMALL)),
-    "warm_noisy + hints, batches of 32": ("ddad:warm_noisy", (*HINTS, *SMALL)),
     "warm - adversary, batches of 32": ("ddad:warm", ("weights.adversarial=0", *SMALL)),
     "warm - generator, batches of 32": ("ddad:warm", ("generator.lr=1e-12", "generator.warmup=0", *SMALL)),
     "warm - adversary": ("ddad:warm", ("weights.adversarial=0",)),

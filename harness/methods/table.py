@@ -67,8 +67,15 @@ _SOFT: Overlay = merge(
 """`fresh` for a classifier: the generator makes each image for a class, from latents of classes that are near to each
 other, and the student learns the teacher's answers at temperature 20, at a learning rate that falls to 0."""
 
-_BLOCKS: Overlay = merge(_FRESH, {"replay": {"mixup": True}, "student": {"features": 10.0, "clip": 5.0}})
-"""`fresh` for a student that has blocks of the teacher's shapes, which are compared with the teacher's."""
+_BLOCKS: Overlay = merge(
+    _FRESH,
+    {
+        "replay": {"mixup": True},
+        "student": {"features": 10.0, "hints": 30.0, "clip": 5.0, "schedule": "cosine", "average": 0.0},
+    },
+)
+"""`fresh` for a student that has blocks of the teacher's shapes. They and the last layers of each size are compared
+with the teacher's, and the learning rate falls to 0."""
 
 _HELD: Overlay = merge(
     _FRESH,
