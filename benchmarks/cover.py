@@ -1,7 +1,7 @@
-"""The picture at the top of README: `python -m benchmarks.cover RUN [RUN ...] FILE.png`.
+"""The picture at the top of README: `python -m benchmarks.cover RUN FILE.png`.
 
-On the left images that the generator of the first run made last, on the right the agreement of each run's student with
-its teacher on the test images, along the run.
+On the left images that the generator of a finished run makes in the end, on the right the agreement of students and
+teacher along runs of benchmarks.parts: CIFAR-10, a new ResNet-20, 1,800 seconds.
 """
 
 from __future__ import annotations
@@ -9,33 +9,38 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
+from benchmarks import samples
+from benchmarks.equal_time import curve, rows
 from harness import files
-from harness.run import folder, metrics
+from harness.errors import UserError
+from harness.run import folder
 from harness.run.palette import COLOURS
+from tune.generated import last_checkpoint
+
+SHOWN = {"blocks + batches of 32": "ddad, variant blocks", "nayer + batches of 32": "nayer"}
+"""What the rows of benchmarks.parts are called in the picture."""
 
 
-def draw(runs: list[Path], path: Path) -> None:
-    """Writes the picture of finished runs with evaluations along the way."""
+def draw(run: Path, path: Path) -> None:
+    """Writes the picture; UserError where the run has no checkpoint."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 5), dpi=120, layout="constrained")
+    checkpoint = last_checkpoint(run)
+    if checkpoint is None:
+        raise UserError(f"{run} has no checkpoint")
+    figure = Figure(figsize=(11, 4.5), dpi=120, layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[1, 1.1])
-    samples = max((runs[0] / "samples").glob("round-*.png"))
-    left.imshow(np.asarray(Image.open(samples)))
+    left.imshow(samples.sample(folder.read_config(run)[0], checkpoint, 8, 8))
+    left.set_title("invented images", fontsize=11)
     left.set_axis_off()
-    for run, colour in zip(runs, COLOURS, strict=False):
-        config, _ = folder.read_config(run)
-        key = "evaluation/agreement"
-        rows = [row for row in metrics.read(run / "metrics.jsonl") if key in row]
-        points = [(row["round"], 100 * row[key]) for row in rows]
-        label = f"{config.method}, {config.variant}: {points[-1][1]:.1f} %"
-        right.plot(*zip(*points, strict=True), marker="o", ms=3, color=colour, label=label)
-    right.set(
-        xlabel="round", ylabel="student and teacher agree on, % of the test images", ylim=(0, 100), xlim=(0, None)
-    )
+    for row in rows("cifar10-parts"):
+        if row["name"] in SHOWN and row["budget"] == "seconds=1800":
+            seconds, agreement = curve(row)
+            label = f"{SHOWN[row['name']]}: {agreement[-1]:.1f} %"
+            colour = COLOURS[list(SHOWN).index(row["name"])]
+            right.plot([each / 60 for each in seconds], agreement, marker="o", ms=4, color=colour, label=label)
+    right.set(xlabel="minutes of one thread", ylim=(0, 100), xlim=(0, 31))
+    right.set_title("student and teacher agree on, % of the test images", fontsize=11)
     right.grid(alpha=0.25, lw=0.6)
     right.spines[["top", "right"]].set_visible(False)
     right.legend(loc="lower right", frameon=False)
@@ -44,5 +49,4 @@ def draw(runs: list[Path], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    *given, target = map(Path, sys.argv[1:])
-    draw(given, target)
+    draw(*map(Path, sys.argv[1:]))

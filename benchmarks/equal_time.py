@@ -79,8 +79,7 @@ class Study:
         for pair, axes in zip(pairs, grid.flat, strict=False):
             named: set[str] = set()
             for row in rows(pair):
-                done = [_seconds(row["budget"]) * index / row["rounds"] for index, _ in row["curve"]]
-                agreement = [100 * value for _, value in row["curve"]]
+                done, agreement = curve(row)
                 (colour, dashes), first = styles[row["name"]], row["name"] not in named
                 axes.plot(done, agreement, dashes, color=colour, label=row["name"] if first else None)
                 named.add(row["name"])
@@ -140,6 +139,12 @@ class Study:
 def rows(pair: str) -> list[dict[str, Any]]:
     """All rows of a pair's results."""
     return methods.read(methods.RESULTS / f"{pair}.jsonl")
+
+
+def curve(row: dict[str, Any]) -> tuple[list[float], list[float]]:
+    """Seconds of a row's evaluations, and agreement in percent."""
+    seconds = [_seconds(row["budget"]) * index / row["rounds"] for index, _ in row["curve"]]
+    return seconds, [100 * value for _, value in row["curve"]]
 
 
 def _seconds(budget: str) -> float:

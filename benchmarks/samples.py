@@ -22,13 +22,16 @@ COLUMNS = 16
 """Images of a method."""
 
 
-def sample(config: Config, checkpoint: Path) -> np.ndarray:
-    """Images of the last generator, or out of the last pool, next to each other: [H, COLUMNS * (W + 1), 3] in 0..1."""
+def sample(config: Config, checkpoint: Path, rows: int = 1, columns: int = COLUMNS) -> np.ndarray:
+    """Images of the last generator, or out of the last pool: [rows * (H + 1), columns * (W + 1), 3] in 0..1."""
     source, x = images(config, checkpoint, "samples"), torch.empty(0)
-    while len(x) < COLUMNS:
+    while len(x) < rows * columns:
         x = torch.cat([x, next(source).float().cpu()])
-    shown = functional.pad(preprocessing.preprocessing(config).denormalise(x[:COLUMNS]), (0, 1), value=1.0)  # a gap
-    return np.concatenate(list(shown.permute(0, 2, 3, 1).numpy()), 1)
+    shown = preprocessing.preprocessing(config).denormalise(x[: rows * columns])
+    shown = functional.pad(shown, (0, 1, 0, 1), value=1.0).permute(0, 2, 3, 1)  # gaps
+    return np.concatenate(
+        [np.concatenate(list(row), 1) for row in shown.numpy().reshape(rows, columns, *shown.shape[1:])]
+    )
 
 
 def draw(runs: Mapping[str, tuple[Config, Path]], path: Path, title: str) -> None:

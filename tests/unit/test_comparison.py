@@ -244,7 +244,7 @@ def test_samples_are_of_the_last_generator_or_pool(tmp_path: Path) -> None:
         checkpoint = last_checkpoint(tmp_path / method)
         assert checkpoint
         row = samples.sample(config, checkpoint)
-        assert row.shape == (8, 16 * 9, 3) and row.min() >= 0 and row.max() <= 1 and row[:, :8].std() > 0
+        assert row.shape == (9, 16 * 9, 3) and row.min() >= 0 and row.max() <= 1 and row[:, :8].std() > 0
     samples.draw(runs | {"gone": (config, tmp_path / "gone")}, tmp_path / "samples.png", "title")
     with Image.open(tmp_path / "samples.png") as picture:
         assert picture.width > 1000
