@@ -64,7 +64,6 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "warm, batches of 32": ("ddad:warm", SMALL),
     "warm + blocks for half, batches of 32": ("ddad:warm", (*UNTIL, *SMALL)),
     "blocks, batches of 32": ("ddad:blocks", SMALL),
-    "blocks, rate .05, blocks compared for half, batches of 32": ("ddad:blocks", ("student.lr=0.05", *UNTIL, *SMALL)),
     "blocks - hints - falling rate - pixels - crops judged": ("ddad:blocks", BEFORE),
     "dfad": ("dfad", STUDENT),
     "cmi": ("cmi", STUDENT),
