@@ -49,4 +49,7 @@ def draw(run: Path, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    draw(*map(Path, sys.argv[1:]))
+    try:
+        draw(*map(Path, sys.argv[1:]))
+    except UserError as error:
+        sys.exit(f"benchmarks.cover: {error}")

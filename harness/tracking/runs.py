@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
-KEY = "key"
-"""The tag of a run that its mlflow.json holds before it names the run."""
+KEY = "mlflow.ddad.key"
+"""The tag of a run that its mlflow.json holds before it names the run. MLflow's page hides tags that begin so."""
 
 MAX_PARAM, MAX_TAG, MAX_METRICS, MAX_PARAMS = 6000, 5000, 1000, 100
 """MLflow's limits: characters of a parameter's and a tag's value, metrics and parameters in one batch."""
