@@ -1,10 +1,10 @@
-"""What each part of `ddad:fresh` and `ddad:held` is worth: `python -m benchmarks.parts`.
+"""What each part of `ddad:fresh`, `ddad:blocks` and `ddad:held` is worth: `python -m benchmarks.parts`.
 
     OMP_NUM_THREADS=1 python -m benchmarks.parts --pairs fashion-parts --seconds 60 --seeds 0 1 2
     DDAD_DATA=/path/to/data OMP_NUM_THREADS=1 python -m benchmarks.parts --pairs cifar10-parts --seconds 300
 
-Rows with a minus are `fresh` or `held` without one of its parts, rows with a plus have one thing more. How the runs are
-made equal is said in benchmarks.equal_time. Prints one table over both pairs and writes it to
+Rows with a minus are a variant without one of its parts, rows with a plus have one thing more. How the runs are
+made equal is said in benchmarks.equal_time. Prints one table over all pairs and writes it to
 benchmarks/RESULTS-parts.md, with a figure beside the rows.
 """
 
@@ -16,9 +16,9 @@ from pathlib import Path
 from benchmarks import methods
 from benchmarks.equal_time import Study
 from benchmarks.methods import FASHION, Suite
-from benchmarks.results import FAST, RESNET20_FRESH, SMALL, WHOLE
+from benchmarks.results import BEFORE, CONSTANT, FAST, NO_HINTS, RESNET20_FRESH, SMALL, WHOLE
 
-INTRODUCTION = """# The parts of `ddad:fresh` and `ddad:held`
+INTRODUCTION = """# The parts of `ddad:fresh`, `ddad:blocks` and `ddad:held`
 
 Written by `python -m benchmarks.parts`. Students begin with random weights. Scores are of final states on whole test
 sets, in percent, the standard deviation over seeds after ±; seconds are of the processor time of one thread (the rows
@@ -43,11 +43,6 @@ BLOCKS = ("student.features=10", "student.clip=5")
 HINTS = ("student.hints=30",)
 """With BLOCKS, all that `blocks` compares."""
 
-NO_HINTS = ("student.hints=0",)
-
-CONSTANT = ("student.schedule=constant", "student.average=0.05")
-"""The constant learning rate and averaged weights of `fresh`, in place of the falling rate of `blocks`."""
-
 METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "fresh": ("ddad:fresh", ()),
     "fresh - warm-up": ("ddad:fresh", ("generator.warmup=0",)),
@@ -61,7 +56,7 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "fresh + mixup": ("ddad:fresh", ("replay.mixup=true",)),
     "blocks": ("ddad:blocks", ()),
     "blocks - hints - falling rate": ("ddad:blocks", (*NO_HINTS, *CONSTANT)),
-    "blocks - hints - falling rate - pixels - crops judged": ("ddad:blocks", (*NO_HINTS, *CONSTANT, *WHOLE)),
+    "blocks - hints - falling rate - pixels - crops judged": ("ddad:blocks", BEFORE),
     "held": ("ddad:held", ()),
     "held + blocks": ("ddad:held", BLOCKS),
     "held - crops judged": ("ddad:held", ("inversion.views=none",)),

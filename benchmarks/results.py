@@ -51,7 +51,12 @@ WHOLE = ("generator.network=upsample", "inversion.views=none")
 SMALL = ("batch_size=32",)
 """A quarter of the recipe's batch, so four times the rounds and the updates in the same seconds."""
 
-BEFORE = ("student.hints=0", "student.schedule=constant", "student.average=0.05", *WHOLE)
+CONSTANT = ("student.schedule=constant", "student.average=0.05")
+"""The constant learning rate and averaged weights of `fresh`, in place of the falling rate of `blocks`."""
+
+NO_HINTS = ("student.hints=0",)
+
+BEFORE = (*NO_HINTS, *CONSTANT, *WHOLE)
 """`blocks` as it was until 2026-11-29."""
 
 NEW = (*STUDENT, "student.reconstruct=6", "generator.warmup=80", *WHOLE)

@@ -80,7 +80,7 @@ def wait_until_closed(path: Path) -> None:
 
 
 def _wait_for_note(note: Path, config: Config) -> None:
-    """Waits until the file exists that names the trial's MLflow run, for NOTE_SECONDS at most."""
+    """Waits until the file exists that names the trial's MLflow run, or its key, for NOTE_SECONDS at most."""
     end = time.monotonic() + NOTE_SECONDS
     while config.tracking.uri != tracking.OFF and not note.exists() and time.monotonic() < end:
         time.sleep(0.1)
