@@ -117,8 +117,12 @@ being the adversary's, in half of NAYER's steps a batch."""
 _WARM_NOISY: Overlay = merge(_NOISY, _INHERITING)
 """`noisy` for a classifier that starts from its teacher's weights, with the student's settings of `warm`."""
 
-_HINTED: Overlay = merge(_NOISY, {"student": {"hints": 3.0}})
-"""`noisy` with a student whose feature maps are to determine the teacher's, of whatever width."""
+_HINTED: Overlay = merge(
+    baselines.NAYER["paper"],
+    {"student_temperature": 4.0, "inversion": {"source": "noisy", "steps": 20}, "student": {"hints": 3.0}},
+)
+"""For a classifier with fresh weights, of whatever width: its feature maps are to determine the teacher's. Images are
+made by NAYER's losses, in half of its steps a batch."""
 
 _DDAD: dict[str, Overlay] = {
     "paper": {}, "swift": _SWIFT, "aimed": _AIMED, "fresh": _FRESH, "soft": _SOFT, "blocks": _BLOCKS,

@@ -74,6 +74,7 @@ OVER: dict[str, Overlay] = {
         "student": {"network": "wrn10_1"},
         "generator": {"warmup": 2},
     },
+    "ddad hinted": {"generator": {"restart": 2}},
     **{f"nayer {variant}": {"generator": {"restart": 2}} for variant in methods.METHODS["nayer"].variants},
 }
 """What a variant asks of the networks that SMALL's have not: blocks that teacher and student share; and a generator
