@@ -217,6 +217,15 @@ def test_what_tuning_found_is_written_as_it_is_read(tmp_path: Path, monkeypatch:
     assert Run("digits", "dfad", 0, (), True).config(4).generator.width == 8
 
 
+def test_what_tuning_found_has_to_hold_for_other_seeds() -> None:
+    """The best of many trials is the best by chance too: where both were repeated, their means decide."""
+    best = {"objective": 0.8, "sample": {"student.lr": 0.02}}
+    for mean, values in [(0.75, {"student.lr": 0.02}), (0.65, {}), (None, {})]:
+        repetitions = {"best": {"objective": {"mean": mean}}, "default": {"objective": {"mean": 0.7}}}
+        report = {"best": best, "default": {"objective": 0.7, "agreement": 0.7}, "repetitions": repetitions}
+        assert tuning.found(report) == values
+
+
 @pytest.mark.parametrize("method", tuning.BASELINES)
 def test_every_baseline_has_a_space_that_fits_it(method: str) -> None:
     space = spaces.find(str(Path(tuning.__file__).with_name("spaces") / f"{method}.yaml"))
