@@ -208,7 +208,7 @@ def compare(suite: str, runs: Sequence[Run], budget: Budget) -> str:
         if row is None:
             row = {"budget": label, **execute(run, rounds, max(1, rounds // SUITES[suite].evaluations))}
             add(file, row)
-        row = timed(row, known(run, rows), run.config(1))
+        row = {**timed(row, known(run, rows), run.config(1)), "trials": run.trials()}  # more may have been made since
         print(f"{run.method}, seed {run.seed}: {row['score']:.2%} in {row['seconds']:.0f} s", flush=True)
         found.append(row)
     title = f"{suite}, {amount:g} {kind} for each method"

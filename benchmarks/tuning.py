@@ -59,7 +59,7 @@ SWEEPS = Path("sweeps") / "tuning"
 
 HEAD = """\
 # Settings that `python -m benchmarks.tuning {suite}` found: for each method the best of its trials by the data-free
-# objective of its sweep. `trials` of a variant without values are those of its own development.
+# objective of its sweep. Without values none was better than its own settings, or the trials are of its development.
 """
 
 
