@@ -37,11 +37,12 @@ def draw(run: Path, path: Path) -> None:
     left.imshow(samples.sample(folder.read_config(run)[0], checkpoint, 8, 8))
     left.set_title("invented images", fontsize=11)
     left.set_axis_off()
-    for row in rows("cifar10-parts"):
-        if row["name"] in SHOWN and row["budget"] == "seconds=1800":
+    runs = {row["name"]: row for row in rows("cifar10-parts") if row["budget"] == "seconds=1800"}
+    for name, shown in SHOWN.items():
+        if row := runs.get(name):
             seconds, agreement = curve(row)
-            label = f"{SHOWN[row['name']]}: {agreement[-1]:.1f} %"
-            colour = COLOURS[list(SHOWN).index(row["name"])]
+            label = f"{shown}: {agreement[-1]:.1f} %"
+            colour = COLOURS[list(SHOWN).index(name)]
             right.plot([each / 60 for each in seconds], agreement, marker="o", ms=4, color=colour, label=label)
     right.set(xlabel="minutes of one thread", ylim=(0, 100), xlim=(0, 31))
     right.set_title("student and teacher agree on, % of the test images", fontsize=11)
