@@ -22,7 +22,8 @@ INTRODUCTION = """# The parts of `ddad:fresh`, `ddad:blocks` and `ddad:held`
 
 Written by `python -m benchmarks.parts`. Students begin with random weights. Scores are of final states on whole test
 sets, in percent, the standard deviation over seeds after ±; seconds are of the processor time of one thread (the rows
-in benchmarks/results/ have versions, commit and date). Nothing in the code was chosen by these rows.
+in benchmarks/results/ have versions, commit and date). No setting was chosen by these rows; that `nayer` with hints was
+above `hinted` was the occasion to try NAYER's losses there ([RESULTS-methods.md](RESULTS-methods.md)).
 
 `fresh - pixels - crops judged` is the variant `fresh` as it was until 2026-11-29. `blocks` had no hints, a constant
 learning rate and averaged weights until 2026-11-30. `dfad`, `dafl`, `dfq`, `cmi`, `fast` and `nayer` have their
