@@ -85,6 +85,7 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "nayer + batches of 32": ("nayer", SMALL),
     "dfad + batches of 32": ("dfad", SMALL),
     "noisy + batches of 32": ("ddad:noisy", SMALL),
+    "noisy + contrast + batches of 32": ("ddad:noisy", ("weights.contrastive=0.8", *SMALL)),
     "hinted + batches of 32": ("ddad:hinted", SMALL),
     "nayer + hints + batches of 32": ("nayer", ("student.hints=3", *SMALL)),
     "nayer + blocks + batches of 32": ("nayer", (*BLOCKS, *SMALL)),

@@ -48,6 +48,7 @@ def of_run(
     if judge and settings.data.name == "none":
         generate = _generate(last.networks(runtime, "name test images with --data"))
     scores = evaluate.measure(settings, judge, runtime.prepare_frozen(found), generate, runtime)
+    evaluate.doubt(settings, scores, "teacher", "the teacher", warn)
     return {
         "run": str(run),
         "data": settings.data.name,
@@ -81,6 +82,7 @@ def of_onnx(
     settings = _settings(str(file), data, merge(nest({**own, **chosen}), over or {}), {})
     roles.check_answer(f"--onnx {file}", network, settings)
     scores = evaluate.measure(settings, None, network.eval(), None, Runtime(settings))
+    evaluate.doubt(settings, scores, "student", str(file), warn)
     described = {"onnx": str(file), "data": data, **scores.student}
     return described | ({"sizes": scores.sizes["student"]} if scores.sizes else {})
 
@@ -106,6 +108,7 @@ def of_network(
     roles.check_answer(f"--network {name}", module, settings)
     runtime = Runtime(settings)
     scores = evaluate.measure(settings, None, runtime.prepare_frozen(module), None, runtime)
+    evaluate.doubt(settings, scores, "student", name, warn)
     described = {"network": name, "checkpoint": weights, "data": data, **scores.student}
     return described | ({"sizes": scores.sizes["student"]} if scores.sizes else {})
 

@@ -126,7 +126,12 @@ def _check_images(values: Values, num_channels: int) -> None:
     for path in ("teacher.mean", "teacher.std"):
         fits = values[path] is None or len(values[path]) == num_channels
         _need(values, path, fits, f"{num_channels} numbers for {values['teacher.channels']} images")
-    _need(values, "teacher.std", min(values["teacher.std"] or [1.0]) > 0, "numbers above 0")
+    inside = all(0 <= level <= 1 for level in values["teacher.mean"] or [])
+    _need(
+        values, "teacher.mean", inside,
+        "numbers from 0 to 1, as pixels are: divide mean and std by 255 where they are of pixels from 0 to 255",
+    )  # fmt: skip
+    _need(values, "teacher.std", all(0 < each < math.inf for each in values["teacher.std"] or []), "numbers above 0")
 
 
 def _check_optimizer(values: Values, player: str) -> None:

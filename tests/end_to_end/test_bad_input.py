@@ -59,6 +59,7 @@ WORDS: dict[str, tuple[tuple[str, ...], str]] = {
     "one class": ((*DIGITS, "classes=1"), "classes=1: expected the number of classes, at least 2"),
     "three sides": ((*DIGITS, "input.size=[8,8,8]"), r"input\.size=\[8, 8, 8\]: expected a side or \[height, width\]"),
     "three means": ((*DIGITS, "teacher.mean=[0,0,0]"), r"teacher\.mean=.*: expected 1 numbers for gray"),
+    "means of 0 to 255": ((*DIGITS, "teacher.mean=[78]"), r"teacher\.mean=\[78\.0\]: .*from 0 to 1.*divide.*by 255"),
     "no deviation": ((*DIGITS, "teacher.std=[0]"), r"teacher\.std=\[0\.0\]: expected numbers above 0"),
     "no minutes": ((*DIGITS, "max_minutes=0"), r"max_minutes=0\.0: expected above 0"),
     "no checkpoints": ((*DIGITS, "checkpoint.keep=0"), r"checkpoint\.keep=0: expected at least 1"),

@@ -144,6 +144,18 @@ def test_any_network_on_any_images(mine: Path, ddad: Ddad) -> None:
     assert "accuracy" in ddad("evaluate", "run").out
 
 
+def test_a_network_that_names_one_class_for_all_images_is_doubted(mine: Path, ddad: Ddad) -> None:
+    photographs(mine / "photos")
+    test = ("--data", "image_folder", "--root", "photos")
+    words = ("evaluate", "--network", "net.py:shapes", "--checkpoint", "mine.pth", *test, "--classes", "17",
+             "--size", "64", "--channels", "bgr", "--mean", ".5,.4,.3", "--std")  # fmt: skip
+    assert "names one class" not in ddad(*words, ".2,.2,.2").err
+    assert "net.py:shapes names one class for all test images" in ddad(*words, "200,200,200").err
+    wrong = ("data.name=image_folder", "data.root=photos", "teacher.std=[200,200,200]")
+    assert "the teacher names one class for all test images" in ddad(*RUN, *wrong, "--output", "run").err
+    assert "the teacher names one class for all test images" in ddad("evaluate", "run").err
+
+
 def test_a_wrong_number_of_classes_is_said(mine: Path, ddad: Ddad) -> None:
     line = ddad(*RUN, "classes=12", "--output", "run").complaint()
     assert "17 classes" in line and "classes=12" in line
