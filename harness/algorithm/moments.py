@@ -59,11 +59,6 @@ class _SumsAboutMean(torch.autograd.Function):
         return torch.addcmul(_column(grads[0] - slope * mean, x), _wide(x), _column(slope, x)).to(x.dtype), None
 
 
-def has_batch_norm(module: nn.Module) -> bool:
-    """Whether a network holds batch-norm layers with running statistics."""
-    return any(True for _ in _layers(module))
-
-
 @contextmanager
 def observe(module: nn.Module) -> Iterator[list[LayerMoments]]:
     """Collects the moments of every batch-norm layer that is called inside the context, in the order of the calls.

@@ -15,7 +15,7 @@ from harness.config import PRETRAINED, UNTRAINED, Config
 from harness.config.parse import Overlay, merge, nest
 from harness.distributed.runtime import Runtime
 from harness.errors import UserError, nearest
-from harness.networks import pretrained, roles
+from harness.networks import fit, pretrained, roles
 from harness.run.student import load_student
 from harness.training import evaluate
 from harness.training.machine import Networks
@@ -80,7 +80,7 @@ def of_onnx(
     own = _as_described(about, network.shape) if about else {}
     chosen = {key: value for key, value in given.items() if value is not None}
     settings = _settings(str(file), data, merge(nest({**own, **chosen}), over or {}), {})
-    roles.check_answer(f"--onnx {file}", network, settings)
+    fit.check_answer(f"--onnx {file}", network, settings)
     scores = evaluate.measure(settings, None, network.eval(), None, Runtime(settings))
     evaluate.doubt(settings, scores, "student", str(file), warn)
     described = {"onnx": str(file), "data": data, **scores.student}
@@ -105,7 +105,7 @@ def of_network(
     own = pretrained.expected(name, {}) if weights == PRETRAINED else {}
     settings = _settings(name, data, merge(nest(given), over or {}), {"teacher": own})
     module = roles.with_weights(settings, weights, f"--network {name}", warn, "--entry ")
-    roles.check_answer(f"--network {name}", module, settings)
+    fit.check_answer(f"--network {name}", module, settings)
     runtime = Runtime(settings)
     scores = evaluate.measure(settings, None, runtime.prepare_frozen(module), None, runtime)
     evaluate.doubt(settings, scores, "student", name, warn)

@@ -16,7 +16,7 @@ from harness import methods
 from harness import task as tasks
 from harness.config import FRESH, MEMORY, PRUNED, Config, image_shape
 from harness.errors import UserError, one_line
-from harness.networks import build, roles, weights
+from harness.networks import build, fit, weights
 from harness.networks.layers import evaluating
 
 NUM_LOGITS = 16
@@ -73,7 +73,7 @@ def take(role: str, module: nn.Module, config: Config) -> Taken:
     name = f"the {role} that was given ({type(_unwrapped(module)).__name__})"
     taken = copied(name, module)
     _check_values(name, taken)
-    roles.check_fit(name, taken, config)
+    fit.check_fit(name, taken, config)
     return Taken(taken, hashlib.sha256(weights.serialise(taken)).hexdigest(), logits(taken, config))
 
 

@@ -7,16 +7,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from harness import errors
 from harness import task as tasks
 from harness.algorithm import generators
 from harness.algorithm.latents import mix
 from harness.config import MEMORY, PRETRAINED, PRUNED, UNTRAINED, Config, Student, Teacher, image_shape
 from harness.errors import UserError
-from harness.networks import build, cutting, preprocessing, pretrained, pruning, sizes, sources, weights
+from harness.networks import build, cutting, preprocessing, pretrained, pruning, sources, weights
 from harness.networks.cutting import Structure
+from harness.networks.fit import check_fit
 from harness.networks.layers import evaluating
 
 NOISE = 16
@@ -94,47 +94,6 @@ def pruned(config: Config, teacher: nn.Module) -> Structure:
     noise = torch.randn(NOISE, *image_shape(config), generator=torch.Generator().manual_seed(0))
     with evaluating([teacher]):
         return pruning.plan(teacher, config.student.arguments, noise, f"teacher.network={config.teacher.network}")
-
-
-def check_fit(name: str, module: nn.Module, config: Config) -> None:
-    """Raises UserError unless a network maps images [B, C, H, W] of the run's size to logits of the task's shape."""
-    _check(name, module, config, torch.zeros(2, *image_shape(config)))
-
-
-def check_answer(name: str, module: nn.Module, config: Config) -> None:
-    """Like `check_fit`, at the nearest size that the network takes; for evaluation, which resizes images."""
-    x = torch.zeros(2, *image_shape(config))
-    with evaluating([module]):
-        size = sizes.nearest(module, x)
-    _check(name, module, config, x if size is None else x.new_zeros(*x.shape[:2], *size))
-
-
-def _check(name: str, module: nn.Module, config: Config, x: Tensor) -> None:
-    height, width = x.shape[2:]
-    expected = [2, *tasks.load(config.task).answer_shape(config.classes, height, width)]
-    with evaluating([module]):
-        try:
-            answer: object = module(x)
-        except Exception as error:  # layers raise many types for a wrong shape
-            reason = errors.one_line(error)
-            raise UserError(
-                f"{name} cannot take images {list(x.shape)}, which follow from input.size{_advice(module, x)}: {reason}"
-            ) from None
-        if not isinstance(answer, Tensor):
-            raise UserError(f"{name} answers with a {type(answer).__name__}, expected logits {expected}")
-        if list(answer.shape) != expected:
-            advice = _advice(module, x) if answer.dim() == len(expected) and answer.shape[1] == expected[1] else ""
-            raise UserError(
-                f"{name} answers with {list(answer.shape)}, expected logits {expected} of {expected[1]} classes{advice}"
-            )
-
-
-def _advice(module: nn.Module, x: Tensor) -> str:
-    """The size nearest to that of images x which the network takes, as part of a message; "" where there is none."""
-    size = sizes.nearest(module, x)
-    if size is None or size == tuple(x.shape[2:]):
-        return ""
-    return f"; the nearest it takes is input.size={size[0] if size[0] == size[1] else list(size)}"
 
 
 def generator(config: Config, *keys: int | str) -> nn.Module:

@@ -11,7 +11,7 @@ from torch import nn
 
 from harness.config import FRESH, FROM_TEACHER, MEMORY, PRUNED, Config, image_shape
 from harness.errors import UserError
-from harness.networks import cutting, inheriting, layers, roles, sources, weights
+from harness.networks import cutting, fit, inheriting, layers, roles, sources, weights
 from harness.networks.cutting import Structure
 
 
@@ -65,7 +65,7 @@ def _pruned(config: Config, teacher: nn.Module, structure: Structure) -> Start:
         cutting.cut(module, structure)
     except UserError as error:
         raise UserError(f"student.network={PRUNED}: {error}") from None
-    roles.check_fit(f"student.network={PRUNED}", module, config)
+    fit.check_fit(f"student.network={PRUNED}", module, config)
     x = torch.zeros(1, *image_shape(config))
     figures = [(layers.macs(network, x) / 1e6, layers.num_parameters(network)) for network in (module, teacher)]
     (own_macs, own_weights), (their_macs, their_weights) = figures

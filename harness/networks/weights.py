@@ -92,6 +92,8 @@ def load(
     for key, value in chosen.tensors.items():
         if wrong := problem(key, value, expected[key]):
             raise UserError(f"{path} is refused: {key} {wrong}")
+    if _unused(chosen.tensors):
+        say(f"{path}: the batch-norm statistics are those of new layers, mean 0 and variance 1: was it trained?")
     module.load_state_dict(chosen.tensors, strict=False)  # all but batch norm's counters was checked above
 
 
@@ -230,6 +232,15 @@ def problem(key: str, value: Tensor, own: Tensor) -> str | None:
     if key.rpartition(".")[2] == "running_var" and bool((converted < 0).any()):
         return f"has a variance below 0 ({converted.min():.3g}): the weights are damaged or changed, get them again"
     return None
+
+
+def _unused(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether there are batch-norm statistics, and all are as a layer begins."""
+    means, variances = (
+        [value for key, value in tensors.items() if key.rpartition(".")[2] == kind]
+        for kind in ("running_mean", "running_var")
+    )
+    return bool(means) and not any(map(torch.any, means)) and all(bool((value == 1).all()) for value in variances)
 
 
 def _type(value: Tensor) -> str:

@@ -14,7 +14,7 @@ from harness.algorithm.turns import Terms, combine, generator_turn, student_turn
 from harness.config import PRUNED, Config, Optimizer
 from harness.distributed.runtime import Runtime
 from harness.methods import Turn
-from harness.networks import maps, roles, start
+from harness.networks import fit, maps, roles, start
 from harness.networks.cutting import Structure
 from harness.networks.given import NOTHING, Given
 from harness.networks.reconstruct import reconstruct
@@ -79,6 +79,7 @@ class Machine:
         if "generator" in self._trained():
             modules["generator"] = runtime.together(lambda: roles.generator(config))
         generates = any(turn.kind == "generator" for turn in turns)
+        runtime.together(partial(self._check_gradients, teacher if generates else None, generates))
         theirs = own = maps.NOTHING
         if teacher:
             theirs, own = maps.compared(config, teacher, self.start.module, self.start.blocks)
@@ -93,6 +94,14 @@ class Machine:
         self.inversion = inversion.build(config, runtime, turns, self.teacher, self.student, self.sources.pool)
         if self.inversion:
             self.generator = self.players["generator"] = self.inversion.player
+
+    def _check_gradients(self, teacher: nn.Module | None, generates: bool) -> None:
+        """UserError where a gradient that a turn needs is cut off in a network; `teacher`: one that judges images."""
+        student = self.config.student.network
+        fit.check_gradients(f"student.network={student}", self.start.module, self.config, generates, weights=True)
+        if teacher:
+            name = f"teacher.network={self.config.teacher.network}"
+            fit.check_gradients(name, teacher, self.config, images=True, weights=False)
 
     def play(self, round_index: int, turn_index: int, part: int = 0) -> Terms:
         """One turn on one micro-batch; every random draw in it is a function of (seed, round, turn, part, index)."""

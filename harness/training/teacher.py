@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 
+import torch
 from torch import Tensor, nn
 
 from harness.algorithm import moments
 from harness.algorithm.turns import Answer
-from harness.config import Config, ever
+from harness.config import Config, ever, image_shape
 from harness.distributed.runtime import Runtime
 from harness.errors import UserError
-from harness.networks.layers import head, observe_features
+from harness.networks.layers import evaluating, head, observe_features
 from harness.networks.maps import NOTHING, Compared, answer
 
 
@@ -88,7 +89,7 @@ class CompiledTeacher(Teacher):
 def build(config: Config, runtime: Runtime, teacher: nn.Module, generates: bool, compared: Compared) -> Teacher:
     """The teacher on its device, with the hooks for the generator's terms; UserError if it lacks batch norm."""
     judged = generates and ever(config.weights.batch_norm)
-    if judged and not moments.has_batch_norm(teacher):
+    if judged and not _calls_batch_norm(teacher, config):
         raise UserError(
             f"teacher.network={config.teacher.network!r} has no batch norm with running statistics, "
             "which weights.batch_norm above 0 needs: set weights.batch_norm=0, or use another teacher"
@@ -98,3 +99,10 @@ def build(config: Config, runtime: Runtime, teacher: nn.Module, generates: bool,
     if config.speed.compile:
         return CompiledTeacher(module, features, judged, runtime.compiled)
     return Teacher(module, features=features, moments=judged, compared=compared)
+
+
+def _calls_batch_norm(teacher: nn.Module, config: Config) -> bool:
+    """Whether a forward pass goes through batch-norm layers with running statistics."""
+    with evaluating([teacher]), moments.observe(teacher) as found:
+        teacher(torch.zeros(2, *image_shape(config)))
+    return bool(found)

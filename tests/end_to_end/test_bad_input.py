@@ -272,6 +272,19 @@ def own_file(place: Path, body: str) -> str:
     return "mine.py:net"
 
 
+def own_forward(before: str) -> str:
+    """A network whose forward pass does something to its images x first."""
+    return (
+        "class net(nn.Module):\n"
+        "    def __init__(self, channels):\n"
+        "        super().__init__()\n"
+        "        self.bn, self.last = nn.BatchNorm2d(channels), nn.Linear(64 * channels, 10)\n"
+        "    def forward(self, x):\n"
+        f"        x = {before}\n"
+        "        return self.last(self.bn(x).flatten(1))\n"
+    )
+
+
 NETWORKS: dict[str, tuple[str, str]] = {
     "unknown function": ("def nett(classes, channels): ...", "mine.py has no function 'net'; did you mean 'nett'"),
     "no module": ("def net(): return 3", "expected a torch.nn.Module, got int"),
@@ -290,6 +303,22 @@ NETWORKS: dict[str, tuple[str, str]] = {
         "def net(channels): return nn.Sequential(nn.BatchNorm2d(channels), nn.Flatten(), nn.Linear(99, 10))",
         r"\.network=mine\.py:net cannot take images \[2, 3, 8, 8\]",
     ),
+    "probabilities": (
+        (
+            "def net(channels): return nn.Sequential(nn.Conv2d(channels, 3, 3), nn.BatchNorm2d(3), nn.Flatten(),"
+            " nn.Linear(108, 10), nn.Softmax(1))"
+        ),
+        r"\.network=mine\.py:net answers with probabilities, expected logits: leave out its softmax",
+    ),
+    "dropout in eval mode": (
+        own_forward("torch.dropout(x, .5, True)"),
+        r"\.network=mine\.py:net answers differently to the same images each time",
+    ),
+    "statistics of the batch": (
+        own_forward("x / x.std()"),
+        r"\.network=mine\.py:net answers to an image by the others of its batch",
+    ),
+    "detached images": (own_forward("x.detach()"), r"\.network=mine\.py:net: no gradient reaches the images"),
     "a tuple": (
         (
             "class net(nn.Module):\n"
@@ -314,6 +343,21 @@ def test_own_network_file(workplace: Path, ddad: Ddad, case: str, role: str) -> 
     line = ddad(*OWN, *(f"{path}={value}" for path, value in words.items())).complaint()
     assert re.search(expected, line)
     assert {path for path in contents(workplace) if "__pycache__" not in path} == before.keys()
+
+
+def test_own_network_with_frozen_weights_cannot_learn(workplace: Path, ddad: Ddad) -> None:
+    body = "def net(channels): return nn.Sequential(nn.Flatten(), nn.Linear(64 * channels, 10)).requires_grad_(False)"
+    words = ("teacher.network=cnn8", "teacher.checkpoint=untrained", f"student.network={own_file(workplace, body)}")
+    assert (
+        "student.network=mine.py:net: no gradient reaches its weights: are they frozen?"
+        in ddad(*OWN, *words).complaint()
+    )
+
+
+def test_teacher_whose_batch_norm_is_never_called(workplace: Path, ddad: Ddad) -> None:
+    body = own_forward("x").replace("self.bn(x)", "x")
+    words = (f"teacher.network={own_file(workplace, body)}", "teacher.checkpoint=untrained", "student.network=cnn4")
+    assert "mine.py:net' has no batch norm with running statistics" in ddad(*OWN, *words).complaint()
 
 
 def test_own_network_file_is_absent(workplace: Path, ddad: Ddad) -> None:

@@ -330,6 +330,14 @@ def test_loaded(kind: str, tmp_path: Path) -> None:
     assert said == ([f"{path}{line}"] if line else [])
 
 
+def test_batch_norm_that_saw_no_image_is_said(tmp_path: Path) -> None:
+    path, said = saved(small().state_dict())(tmp_path), list[str]()
+    load(small(), path, NAME, None, said.append)
+    assert said == [
+        f"{path}: the batch-norm statistics are those of new layers, mean 0 and variance 1: was it trained?"
+    ]
+
+
 @pytest.mark.parametrize("kind", REFUSED)
 def test_refused(kind: str, tmp_path: Path) -> None:
     write, expected, entry = REFUSED[kind]
