@@ -18,6 +18,7 @@ from harness.errors import UserError, nearest
 from harness.networks import fit, pretrained, roles
 from harness.run.student import load_student
 from harness.training import evaluate
+from harness.training.doubts import doubt
 from harness.training.machine import Networks
 
 
@@ -48,7 +49,7 @@ def of_run(
     if judge and settings.data.name == "none":
         generate = _generate(last.networks(runtime, "name test images with --data"))
     scores = evaluate.measure(settings, judge, runtime.prepare_frozen(found), generate, runtime)
-    evaluate.doubt(settings, scores, "teacher", "the teacher", warn)
+    doubt(scores.confusion, "the teacher" if judge else "the student", warn)
     return {
         "run": str(run),
         "data": settings.data.name,
@@ -82,7 +83,7 @@ def of_onnx(
     settings = _settings(str(file), data, merge(nest({**own, **chosen}), over or {}), {})
     fit.check_answer(f"--onnx {file}", network, settings)
     scores = evaluate.measure(settings, None, network.eval(), None, Runtime(settings))
-    evaluate.doubt(settings, scores, "student", str(file), warn)
+    doubt(scores.confusion, str(file), warn)
     described = {"onnx": str(file), "data": data, **scores.student}
     return described | ({"sizes": scores.sizes["student"]} if scores.sizes else {})
 
@@ -108,7 +109,7 @@ def of_network(
     fit.check_answer(f"--network {name}", module, settings)
     runtime = Runtime(settings)
     scores = evaluate.measure(settings, None, runtime.prepare_frozen(module), None, runtime)
-    evaluate.doubt(settings, scores, "student", name, warn)
+    doubt(scores.confusion, name, warn)
     described = {"network": name, "checkpoint": weights, "data": data, **scores.student}
     return described | ({"sizes": scores.sizes["student"]} if scores.sizes else {})
 

@@ -35,8 +35,11 @@ class Scores:
     teacher: dict[str, Any] = field(default_factory=dict)
     """The task's metrics; empty without data or without a teacher."""
     student: dict[str, Any] = field(default_factory=dict)
-    named: dict[str, int] = field(default_factory=dict)
-    """By role, the number of different classes among its answers; empty without data."""
+    confusion: Tensor | None = None
+    """[K, K + 1]: scored positions of each of the data's classes by the teacher's answer, the last being none of them.
+
+    Without a teacher, by the student's; None without data.
+    """
     sizes: dict[str, list[Sizes]] = field(default_factory=dict)
     """By role, every combination of sizes, [height, width], that occurred where logits are maps or images were resized.
 
@@ -83,7 +86,8 @@ def on_test_set(
     metrics = {role: task.metrics(classes) for role in networks}
     fitted = {role: Fitted(network) for role, network in networks.items()}
     same, scored = torch.zeros(2, dtype=torch.long, device=runtime.device)
-    named: dict[str, Tensor] = {}
+    judged = "teacher" if "teacher" in networks else "student"
+    confusion = torch.zeros(classes * (classes + 1), dtype=torch.long, device=runtime.device)
     weights = next(networks["student"].parameters(), torch.empty(0))  # an ONNX file shows none
     dtype = weights.dtype  # fp64 networks take no fp32 images
     with evaluating(networks.values()):
@@ -94,32 +98,19 @@ def on_test_set(
             answers = {role: values.argmax(1) for role, values in logits.items()}
             for role, values in logits.items():
                 metrics[role].update(values, labels)
-                now = torch.bincount(answers[role].flatten(), minlength=values.shape[1]).bool()
-                named[role] = now | named.get(role, now)
             first, *others = answers.values()
             same += sum(((first == other) & valid).sum() for other in others)
             scored += valid.sum()
+            pairs = labels[valid] * (classes + 1) + answers[judged][valid].clamp(max=classes)  # no class of the data's
+            confusion += torch.bincount(pairs, minlength=len(confusion))
     found = {role: metric.compute() for role, metric in metrics.items()}  # torchmetrics sums over the processes itself
     counts = runtime.gather((same.item(), scored.item()))
     num_same, num_scored = (sum(column) for column in zip(*counts, strict=True))
     share = num_same / num_scored if len(networks) == 2 and num_scored else None
     used = {role: _merged(runtime.gather(network.sizes)) for role, network in fitted.items()}
     used = {role: sizes_met for role, sizes_met in used.items() if sizes_met}
-    parts = runtime.gather({role: set(seen.nonzero().flatten().tolist()) for role, seen in named.items()})
-    numbers = {role: len(set().union(*(part.get(role, set()) for part in parts))) for role in networks}
-    return Scores(share, "test", found.get("teacher", {}), found.get("student", {}), numbers, used)
-
-
-def doubt(
-    config: Config, scores: Scores, role: Literal["teacher", "student"], name: str, warn: Callable[[str], None]
-) -> None:
-    """Warns of a network that names one class for the whole test set and is not always right."""
-    metrics: dict[str, Any] = getattr(scores, role)
-    if scores.named.get(role) == 1 and metrics[tasks.load(config.task).primary_metric] < 1:
-        warn(
-            f"{name} names one class for all test images: are its weights, channels, size, mean and std (of pixels "
-            "from 0 to 1) those that it was trained with?"
-        )
+    matrix = runtime.total(confusion).view(classes, -1).cpu()
+    return Scores(share, "test", found.get("teacher", {}), found.get("student", {}), matrix, used)
 
 
 def _merged(lists: list[list[Sizes]]) -> list[Sizes]:

@@ -12,7 +12,8 @@ from harness.config import UNTRAINED, Config
 from harness.networks import own_file, preprocessing, sources
 from harness.run.student import write_student
 from harness.training import cost
-from harness.training.evaluate import Scores, doubt, measure
+from harness.training.doubts import doubt
+from harness.training.evaluate import Scores, measure
 from harness.training.machine import Machine, Networks
 from harness.training.record import Record
 from harness.training.report import Judge, Report
@@ -45,7 +46,8 @@ def finish(machine: Machine, record: Record, report: Report, judge: Judge) -> di
     if machine.structure:
         about["pruned"] = {"network": whole.network, "arguments": whole.arguments, "structure": machine.structure}
     first = machine.runtime.first
-    first(lambda: doubt(config, scores, "teacher", "the teacher", record.warn))
+    if machine.teacher and config.teacher.checkpoint != UNTRAINED:
+        first(lambda: doubt(scores.confusion, "the teacher", record.warn))
     first(lambda: write_student(record.path, last.student, about))
     for write in (record.curves, partial(record.scored, last), partial(record.model, last)):
         first(write)

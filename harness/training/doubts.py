@@ -1,0 +1,45 @@
+"""What a confusion matrix tells of a network whose weights, input or classes are not what was said of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+POSITIONS = 10
+"""Scored positions a class, below which an order of the classes may look better by chance."""
+
+RECALL, GAIN = 0.75, 0.25
+"""Mean recall under another order of the classes, and by how much it is above that of their own, to be doubted."""
+
+
+def doubt(confusion: Tensor | None, name: str, warn: Callable[[str], None]) -> None:
+    """Warns of a network that names one class alone, or whose classes have another order; `evaluate.Scores.confusion`.
+
+    `name` stands for the network.
+    """
+    if confusion is None or not confusion.any():
+        return
+    counts = confusion.double()
+    present = counts.sum(1).nonzero().flatten()
+    if len(counts.sum(0).nonzero()) == 1 and counts.diagonal().sum() < counts.sum():
+        warn(
+            f"{name} names one class for all test images: are its weights, channels, size, mean and std (of pixels "
+            "from 0 to 1) those that it was trained with?"
+        )
+    elif len(present) > 1 and counts.sum() >= POSITIONS * len(present):
+        _doubt_order(counts[present], present, name, warn)
+
+
+def _doubt_order(counts: Tensor, present: Tensor, name: str, warn: Callable[[str], None]) -> None:
+    from scipy.optimize import linear_sum_assignment
+
+    recall = counts / counts.sum(1, keepdim=True)
+    rows, answers = linear_sum_assignment(recall.numpy(), maximize=True)
+    own, best = recall[rows, present].mean().item(), recall[rows, answers].mean().item()
+    if best >= RECALL and best - own >= GAIN:
+        row, answer = next((row, answer) for row, answer in zip(rows, answers, strict=True) if present[row] != answer)
+        warn(
+            f"{name} seems to have its classes in another order than the data: its mean recall is {own:.0%}, and in "
+            f"the best order {best:.0%}, with the data's class {present[row]} as its class {answer}"
+        )
