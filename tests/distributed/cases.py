@@ -188,7 +188,9 @@ def evaluate_digits(out: Path) -> None:
     runtime = Runtime(config)
     networks = [runtime.prepare_frozen(build(config)) for build in (roles.teacher, roles.student)]
     scores = evaluate.measure(config, networks[0], networks[1], None, runtime)
-    (out / f"{runtime.rank}.json").write_text(json.dumps([scores.agreement, scores.teacher, scores.student]))
+    assert scores.confusion is not None
+    found = [scores.agreement, scores.teacher, scores.student, scores.confusion.tolist()]
+    (out / f"{runtime.rank}.json").write_text(json.dumps(found))
     leave()
 
 

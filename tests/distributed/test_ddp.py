@@ -72,8 +72,8 @@ def test_every_test_image_counts_once(world_size: int, tmp_path: Path) -> None:
     alone = json.loads((tmp_path / "0.json").read_text())
     ranks.run(world_size, cases.evaluate_digits, tmp_path)
     for rank in range(world_size):
-        agreement, teacher, student = json.loads((tmp_path / f"{rank}.json").read_text())
-        assert agreement == alone[0]
+        agreement, teacher, student, confusion = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert (agreement, confusion) == (alone[0], alone[3])
         for found, expected in ((teacher, alone[1]), (student, alone[2])):
             assert found.pop("calibration_error") == pytest.approx(expected["calibration_error"], abs=1e-6)
             assert found == {key: value for key, value in expected.items() if key != "calibration_error"}
