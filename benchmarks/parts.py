@@ -56,6 +56,7 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "fresh + hints": ("ddad:fresh", ("student.hints=3", "student.clip=5")),
     "fresh + mixup": ("ddad:fresh", ("replay.mixup=true",)),
     "blocks": ("ddad:blocks", ()),
+    "blocks - features": ("ddad:blocks", ("student.features=0",)),
     "blocks - hints - falling rate": ("ddad:blocks", (*NO_HINTS, *CONSTANT)),
     "blocks - hints - falling rate - pixels - crops judged": ("ddad:blocks", BEFORE),
     "held": ("ddad:held", ()),
@@ -104,7 +105,7 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
 def possible(pair: str) -> list[str]:
     """The rows of a pair, where none are named."""
     if pair == "camvid-parts":
-        return ["fresh", "fresh + hints", "dfad", "dafl", "dfq", "kd"]
+        return ["fresh", "fresh + hints", "blocks - features", "dfad", "dafl", "dfq", "kd"]
     without = {"kd"} | ({name for name in METHODS if "blocks" in name} if pair == "fashion-parts" else set())
     return [name for name in METHODS if name not in without]
 
