@@ -13,22 +13,25 @@ from harness.networks import sizes
 from harness.networks.layers import evaluating
 
 TOLERANCE = 1e-2
-"""Largest difference between two answers to one image, as a share of the largest logit: rounding."""
+"""Largest difference between two answers to one image, as a share of the largest value: rounding."""
 
 
 def check_fit(name: str, module: nn.Module, config: Config) -> None:
     """Raises UserError unless a network maps images [B, C, H, W] of the run's size to logits of the task's shape.
 
-    So does a network that answers with probabilities, and one whose answer to an image, in eval mode, is not the same
-    each time, or changes with the other images of the batch. `name` stands for it in messages.
+    It has to leave the images as they are, and in eval mode its answer to one has to be the same each time, whatever
+    the others of the batch are. `name` stands for the network in messages.
     """
     images = _images(config)
-    _check(name, module, config, images[:2])
+    _check(name, module, config, images[[0, 1]])
     with evaluating([module]):
-        first, beside = module(images[:2])[0], module(images[::2])[0]
-        if not _differ(first, beside):
+        x = images[[0, 1]]
+        first = module(x)[0]
+        if _differ(x, images[[0, 1]]):
+            raise UserError(f"{name} writes over the images it is given: let it compute x = x - 1, not x -= 1")
+        if not _differ(first, module(images[[0, 2]])[0]):
             return
-        again = module(images[:2])[0]
+        again = module(images[[0, 1]])[0]
     if _differ(first, again):
         raise UserError(f"{name} answers differently to the same images each time: is dropout on in eval mode?")
     raise UserError(
@@ -50,10 +53,14 @@ def check_answer(name: str, module: nn.Module, config: Config) -> None:
 def check_gradients(name: str, module: nn.Module, config: Config, images: bool, weights: bool) -> None:
     """Raises UserError unless the gradients of a network's answers reach the images, or its weights, or both."""
     x = _images(config)[:2].requires_grad_(images)
+    module.zero_grad()
     with evaluating([module]), torch.enable_grad():
-        answer = module(x)
-        if answer.requires_grad:
-            answer.sum().backward()
+        try:
+            answer = module(x)
+            if answer.requires_grad:
+                answer.sum().backward()
+        except Exception as error:  # layers raise many types
+            raise UserError(f"{name}: its gradients cannot be computed: {errors.one_line(error)}") from None
     reached = any(weight.grad is not None for weight in module.parameters())
     module.zero_grad()
     advice = "does its forward run under torch.no_grad, or detach what it computes?"
@@ -70,7 +77,7 @@ def _images(config: Config) -> Tensor:
 
 
 def _differ(first: Tensor, second: Tensor) -> bool:
-    """Whether two answers are not alike; answers of the device "meta" have no values."""
+    """Whether two tensors are not alike; those of the device "meta" have no values."""
     return not first.is_meta and bool((first - second).abs().max() > TOLERANCE * first.abs().max())
 
 

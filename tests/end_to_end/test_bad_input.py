@@ -318,7 +318,12 @@ NETWORKS: dict[str, tuple[str, str]] = {
         own_forward("x / x.std()"),
         r"\.network=mine\.py:net answers to an image by the others of its batch",
     ),
+    "images written over": (own_forward("x.sub_(.5)"), r"\.network=mine\.py:net writes over the images it is given"),
     "detached images": (own_forward("x.detach()"), r"\.network=mine\.py:net: no gradient reaches the images"),
+    "a step without a backward pass": (
+        own_forward("(y := x * 2).sigmoid_().exp() + y.add_(1)"),
+        r"\.network=mine\.py:net: its gradients cannot be computed: one of the variables needed for",
+    ),
     "a tuple": (
         (
             "class net(nn.Module):\n"
