@@ -164,6 +164,7 @@ def test_own_teacher_in_ones_own_file_without_any_data(
         "                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(), nn.Linear(width, classes))\n"
     )
     module = build.network(task.load("classification"), "mine.py:net", 17, 3, {"width": 6})
+    module.train()(torch.randn(32, 3, 12, 20))
     wrapped = {f"module.{key}": value for key, value in module.state_dict().items()}
     torch.save({"epoch": 3, "state_dict": wrapped, "optimizer": {"lr": 0.1}}, "mine.pth")
     words = ("teacher.network=mine.py:net", "teacher.arguments.width=6", "teacher.checkpoint=mine.pth", "classes=17")
