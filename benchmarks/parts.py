@@ -23,7 +23,10 @@ INTRODUCTION = """# The parts of `ddad:fresh`, `ddad:blocks` and `ddad:held`
 Written by `python -m benchmarks.parts`. Students begin with random weights. Scores are of final states on whole test
 sets, in percent, the standard deviation over seeds after ±; seconds are of the processor time of one thread (the rows
 in benchmarks/results/ have versions, commit and date). No setting was chosen by these rows; that `nayer` with hints was
-above `hinted` was the occasion to try NAYER's losses there ([RESULTS-methods.md](RESULTS-methods.md)).
+above `hinted` was the occasion to try NAYER's losses there ([RESULTS-methods.md](RESULTS-methods.md)), and README's
+advice for segmentation is by those of CamVid. The machine's speed changes within hours, by what else its host does:
+compare rounds as well. Earlier rows of `fresh` on Fashion-MNIST (130 rounds), and of two generator steps (95 rounds),
+are in [fashion-parts-2026-11-29.jsonl](results/fashion-parts-2026-11-29.jsonl).
 
 `fresh - pixels - crops judged` is the variant `fresh` as it was until 2026-11-29. `blocks` had no hints, a constant
 learning rate and averaged weights until 2026-11-30. `dfad`, `dafl`, `dfq`, `cmi`, `fast` and `nayer` have their
