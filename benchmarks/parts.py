@@ -47,13 +47,23 @@ BLOCKS = ("student.features=10", "student.clip=5")
 HINTS = ("student.hints=30",)
 """With BLOCKS, all that `blocks` compares."""
 
+CHANGES = {
+    " - warm-up": ("generator.warmup=0",),
+    " - generator's rate": ("generator.lr=0.001",),
+    " - batch norm's weight": ("weights.batch_norm=1",),
+    " - adversary": ("weights.adversarial=0",),
+    " + 2 generator steps": ("generator_steps=2",),
+    " + class centres": ("weights.target=0.5", "weights.class_balance=1.4"),
+    " + a new generator each 100 rounds": ("generator.restart=100",),
+    " + an averaged generator": ("generator.average=0.05",),
+    " + KL for the student": ("student_discrepancy=kl", "student_temperature=4"),
+    " + KL of batch norm": ("batch_norm_form=kl",),
+}
+"""What is tried at the generator and the losses, by itself, of `fresh` and of `blocks`."""
+
 METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "fresh": ("ddad:fresh", ()),
-    "fresh - warm-up": ("ddad:fresh", ("generator.warmup=0",)),
     "fresh - crops": ("ddad:fresh", ("replay.augment=false",)),
-    "fresh - generator's rate": ("ddad:fresh", ("generator.lr=0.001",)),
-    "fresh - batch norm's weight": ("ddad:fresh", ("weights.batch_norm=1",)),
-    "fresh - adversary": ("ddad:fresh", ("weights.adversarial=0",)),
     "fresh - crops judged": ("ddad:fresh", ("inversion.views=none",)),
     "fresh - pixels - crops judged": ("ddad:fresh", WHOLE),
     "fresh + hints": ("ddad:fresh", ("student.hints=3", "student.clip=5")),
@@ -78,7 +88,6 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "cmi": ("cmi", ()),
     "fast": ("fast", ()),
     "nayer": ("nayer", ()),
-    "fresh + 2 generator steps": ("ddad:fresh", ("generator_steps=2",)),
     "fresh + batches of 32": ("ddad:fresh", SMALL),
     "blocks + batches of 32": ("ddad:blocks", SMALL),
     "blocks - falling rate + batches of 32": ("ddad:blocks", (*CONSTANT, *SMALL)),
@@ -96,11 +105,9 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "nayer + blocks + hints + batches of 32": ("nayer", (*BLOCKS, *HINTS, *SMALL)),
     "dfad + blocks + hints + batches of 32": ("dfad", (*BLOCKS, *HINTS, *SMALL)),
     "noisy + blocks + batches of 32": ("ddad:noisy", (*BLOCKS, *SMALL)),
-    "fresh + class centres": ("ddad:fresh", ("weights.target=0.5", "weights.class_balance=1.4")),
-    "fresh + a new generator each 100 rounds": ("ddad:fresh", ("generator.restart=100",)),
-    "fresh + an averaged generator": ("ddad:fresh", ("generator.average=0.05",)),
-    "fresh + KL for the student": ("ddad:fresh", ("student_discrepancy=kl", "student_temperature=4")),
-    "fresh + KL of batch norm": ("ddad:fresh", ("batch_norm_form=kl",)),
+    **{f"fresh{change}": ("ddad:fresh", settings) for change, settings in CHANGES.items()},
+    **{f"blocks{change} + batches of 32": ("ddad:blocks", (*settings, *SMALL)) for change, settings in CHANGES.items()},
+    "blocks - mixup + batches of 32": ("ddad:blocks", ("replay.mixup=false", *SMALL)),
 }
 """Method and settings of a row's name."""
 
