@@ -30,7 +30,8 @@ are in [fashion-parts-2026-11-29.jsonl](results/fashion-parts-2026-11-29.jsonl).
 
 `fresh - pixels - crops judged` is the variant `fresh` as it was until 2026-11-29. `blocks` had no hints, a constant
 learning rate and averaged weights until 2026-11-30. `dfad`, `dafl`, `dfq`, `cmi`, `fast` and `nayer` have their
-published settings; with `+ blocks` they have the same comparison of blocks as `blocks`, with `+ hints` these too.
+published settings; with `+ blocks` they have the same comparison of blocks as `blocks`, with `+ blocks + hints` its
+hints (`student.hints=30`) too; `+ hints` alone is `student.hints=3`, in `fresh + hints` with gradients clipped at 5.
 
 ![curves](results/parts.png)
 """
