@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -257,4 +258,6 @@ def ui(
 
 def main() -> NoReturn:
     """Runs the command; a mistake is one line on standard error and exit code 2, never a traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names may be bytes that are no text
     run_command(lambda: app(sys.argv[1:] or ["--help"], prog_name="ddad", standalone_mode=False))

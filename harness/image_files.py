@@ -20,11 +20,20 @@ from torch import Tensor
 
 from harness.errors import UserError, one_line
 
-SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2", ".avif")
+SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".tif", ".tiff", ".tga", ".gif", ".ppm", ".pgm",
+    ".jp2", ".j2k", ".jpx", ".avif",
+)  # fmt: skip
 """Endings of the files that are read in a folder of images."""
 
-UNREAD = (".heic", ".heif", ".jxl", ".dng", ".nef", ".cr2", ".cr3", ".arw")
-"""Endings of images which Pillow does not read; a folder with one is refused rather than read in part."""
+UNREAD = (
+    ".heic", ".heics", ".heif", ".hif", ".jxl", ".dng", ".nef", ".cr2", ".cr3", ".arw", ".orf", ".rw2", ".raf", ".pef",
+    ".svg", ".psd", ".pbm", ".pnm",
+)  # fmt: skip
+"""Endings of images which are not read; a folder with one is refused rather than read in part.
+
+Pillow knows none of them but the last three: it reads a part of what .psd holds, and turns 0 and 1 of .pbm around.
+"""
 
 LOSSY = ("JPEG", "MPO", "JPEG2000", "AVIF")
 """Pillow's names of the formats that may change values."""
@@ -43,6 +52,8 @@ class Picture(NamedTuple):
     """The EXIF orientation that it was stored with."""
     deep: bool
     """Whether the file has 16 bits a channel."""
+    stretched: int | None
+    """The largest number that a value of the file can be, where Pillow stretches 0 to it over 8 or 16 bits; or None."""
 
     @property
     def one_channel(self) -> bool:
@@ -61,11 +72,22 @@ class Picture(NamedTuple):
         return (height, width) if self.orientation >= 5 else (width, height)
 
 
+def is_hidden(path: Path) -> bool:
+    """Whether a file or folder is not a user's own: hidden, or put there by an archiver or a file server."""
+    return path.name.startswith(".") or path.name in ("__MACOSX", "@eaDir")
+
+
+def entries(folder: Path) -> list[Path]:
+    """What a folder holds, by name, without what is hidden; UserError where it cannot be read."""
+    try:
+        return sorted(path for path in folder.iterdir() if not is_hidden(path))
+    except OSError as error:
+        raise UserError(f"{folder}: the folder cannot be read ({error.strerror})") from None
+
+
 def is_image(path: Path) -> bool:
     """Whether a file of a folder of images is one to read; UserError for an image of a kind that is not read."""
     suffix = path.suffix.lower()
-    if path.name.startswith("."):  # macOS puts a ._name beside every name
-        return False
     if suffix in UNREAD:
         raise UserError(f"{path}: {suffix} is not read; convert such images to PNG or JPEG")
     return suffix in SUFFIXES
@@ -95,13 +117,14 @@ def opened(path: Path) -> Iterator[Picture]:
             frames = getattr(file, "n_frames", 1)
             if frames > 1 and file.format != "MPO":  # a telephone's JPEG, a smaller copy or a depth map after it
                 raise UserError(f"{path}: holds {frames} pictures (frames or pages), expected one; save each as a file")
-            deep = any(";16" in str(tile.args) for tile in getattr(file, "tile", []))
+            tiles = getattr(file, "tile", [])
+            deep, stretched = any(";16" in str(tile.args) for tile in tiles), _stretched(tiles)
             orientation = _orientation(file)
             if orientation == UPRIGHT:
                 file.load()
             else:
                 ImageOps.exif_transpose(file, in_place=True)
-            yield Picture(file, file.format or "", orientation, deep)
+            yield Picture(file, file.format or "", orientation, deep, stretched)
     except UserError:
         raise
     except FileNotFoundError:
@@ -118,6 +141,17 @@ FAULTS = (
     Image.DecompressionBombError,
 )  # fmt: skip
 """Pillow's ways of saying no, most of them to damaged files."""
+
+
+def _stretched(tiles: Sequence[Any]) -> int | None:
+    """See Picture.stretched: of a PGM what its header says, of grey values in 2 or 4 bits 3 or 15."""
+    for tile in tiles:
+        if tile.codec_name.startswith("ppm"):
+            return int(tile.args[-1])
+        for bits in (2, 4):
+            if f"L;{bits}" in str(tile.args):
+                return 2**bits - 1
+    return None
 
 
 def _orientation(file: Image.Image) -> int:

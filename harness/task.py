@@ -107,6 +107,11 @@ def load(name: str) -> Task:
     return cast(Task, importlib.import_module(f"tasks.{name}.task"))
 
 
+def is_dense(name: str) -> bool:
+    """Whether the task of that name asks for a class for each pixel."""
+    return len(load(name).answer_shape(1, 1, 1)) > 1
+
+
 def find_recipe(name: str) -> tuple[str, Recipe]:
     """(task name, recipe) of a recipe's name; UserError naming the nearest where there is none."""
     known = {recipe: (task, function) for task in names() for recipe, function in load(task).recipes().items()}

@@ -31,16 +31,17 @@ def of_run(
     teacher: nn.Module | None = None,
     student: nn.Module | None = None,
 ) -> dict[str, Any]:
-    """Scores of a finished run: {"run", "student", "teacher", "agreement", "agreement_on", "missing"}.
+    """Scores of a finished run: {"run", "student", "teacher", "agreement", "agreement_on", "test_images", "missing"}.
 
     `given` sets paths of its configuration, so that it can be scored on other data; None leaves what it had. So does
     `over`, an overlay, in which None is null. `teacher` and `student`: the modules that the run was given from Python.
     A teacher's file that has moved or changed is named in "missing" and through `warn`; the student is still scored.
+    Raises UserError where the data has the student's classes in another order.
     """
     run = Path(run)
     last = recorded.read(run, merge(nest(given), over or {}), {"teacher": teacher, "student": student})
     settings = last.config
-    found, _ = load_student(run, last.given.student_source(settings))
+    found, record = load_student(run, last.given.student_source(settings))
     for problem in last.missing:
         warn(f"{problem}: only the student is scored")
     runtime = Runtime(settings)
@@ -49,7 +50,8 @@ def of_run(
     if judge and settings.data.name == "none":
         generate = _generate(last.networks(runtime, "name test images with --data"))
     scores = evaluate.measure(settings, judge, runtime.prepare_frozen(found), generate, runtime)
-    doubt(scores.confusion, "the teacher" if judge else "the student", warn)
+    _check_names("the student", record["class_names"], scores, warn)
+    doubt(scores.confusion, "the teacher" if judge else "the student", warn, tasks.is_dense(settings.task))
     return {
         "run": str(run),
         "data": settings.data.name,
@@ -57,6 +59,7 @@ def of_run(
         "student": scores.student or None,
         "agreement": scores.agreement,
         "agreement_on": scores.agreement_on,
+        **_counted(scores),
         **({"sizes": scores.sizes} if scores.sizes else {}),
         "missing": last.missing,
     }
@@ -83,8 +86,9 @@ def of_onnx(
     settings = _settings(str(file), data, merge(nest({**own, **chosen}), over or {}), {})
     fit.check_answer(f"--onnx {file}", network, settings)
     scores = evaluate.measure(settings, None, network.eval(), None, Runtime(settings))
-    doubt(scores.confusion, str(file), warn)
-    described = {"onnx": str(file), "data": data, **scores.student}
+    _check_names(str(file), (about or {}).get("class_names") or [], scores, warn)
+    doubt(scores.confusion, str(file), warn, tasks.is_dense(settings.task))
+    described = {"onnx": str(file), "data": data, **scores.student, **_counted(scores)}
     return described | ({"sizes": scores.sizes["student"]} if scores.sizes else {})
 
 
@@ -109,8 +113,8 @@ def of_network(
     fit.check_answer(f"--network {name}", module, settings)
     runtime = Runtime(settings)
     scores = evaluate.measure(settings, None, runtime.prepare_frozen(module), None, runtime)
-    doubt(scores.confusion, name, warn)
-    described = {"network": name, "checkpoint": weights, "data": data, **scores.student}
+    doubt(scores.confusion, name, warn, tasks.is_dense(settings.task))
+    described = {"network": name, "checkpoint": weights, "data": data, **scores.student, **_counted(scores)}
     return described | ({"sizes": scores.sizes["student"]} if scores.sizes else {})
 
 
@@ -127,6 +131,27 @@ def table(found: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def _counted(scores: evaluate.Scores) -> dict[str, int]:
+    return {} if scores.test_images is None else {"test_images": scores.test_images}
+
+
+def _check_names(name: str, known: Sequence[str], scores: evaluate.Scores, warn: Callable[[str], None]) -> None:
+    """UserError where the data's classes are those that a network knows, in another order; others are warned of.
+
+    Numbers, which classes without names have, are not compared. `name` stands for the network.
+    """
+    differing = [
+        (index, *pair) for index, pair in enumerate(zip(known, scores.classes, strict=False)) if len(set(pair)) > 1
+    ]
+    if not differing or all(each.isdecimal() for each in known) or all(each.isdecimal() for each in scores.classes):
+        return
+    index, own, other = differing[0]
+    said = f"class {index} of {name} is {own!r}, and of the data {other!r}"
+    if sorted(known) == sorted(scores.classes):
+        raise UserError(f"{said}: the same classes in another order; bring the data's into that of the network")
+    warn(f"{said}: are these the same classes?")
+
+
 def _generate(networks: Networks) -> Callable[[int, int], Tensor]:
     """The images on which agreement is measured: generate(batch size, index of the batch)."""
     return lambda count, index: networks.generate(count, "evaluation", index)
@@ -139,8 +164,10 @@ def _settings(name: str, data: str, given: Overlay, own: Overlay) -> Config:
         raise UserError(f"--data {data}: no such data set{nearest(data, known)}")
     overlay = merge(tasks.load(known[data]).data_defaults(data), {"task": known[data], "data": {"name": data}})
     overlay = merge(merge(overlay, own), given)
-    if "classes" not in overlay:
-        raise UserError(f"--data {data} does not say how many classes it has: give --classes and --size")
+    sized = tasks.is_dense(known[data]) or "size" in overlay.get("input", {}) or "size" in overlay["data"]
+    missing = ["--classes"] * ("classes" not in overlay) + ["--size"] * (not sized)
+    if missing:
+        raise UserError(f"--data {data} does not say what {name} was trained with: give {' and '.join(missing)}")
     return config.build(merge(overlay, {"teacher": {"network": name, "checkpoint": UNTRAINED}}))
 
 

@@ -39,8 +39,10 @@ def evaluate(
         raise UserError("name either a run folder, or --network, --checkpoint and --data, or --onnx and --data")
     over = data_fields(words or [])
     if run is not None:
-        if entry is not None:
-            raise UserError("--entry goes with --network and --checkpoint: a run has its own teacher.entry")
+        options = {"checkpoint": checkpoint, "entry": entry, "mean": mean, "std": std, "channels": channels,
+                   "size": size, "classes": classes}  # fmt: skip
+        if idle := [f"--{name}" for name, value in options.items() if value is not None]:
+            raise UserError(f"{idle[0]} goes with --network: a run has its own; data.size=N sets the test images' size")
         found = command.of_run(run, say, {"data.name": data, "data.root": root and str(root)}, over)
     else:
         if data is None or (checkpoint is None) == (onnx is None):

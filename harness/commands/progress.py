@@ -44,6 +44,8 @@ def conclusion(report: Report) -> None:
     blank = [""] * (len(rows) - 1)  # what follows is the student's
     if result["agreement"] is not None:
         table.add_row("agreement", *blank, f"{result['agreement']:.2%}")
+    if "test_images" in result:
+        table.add_row("test images", *blank, f"{result['test_images']:,}")
     table.add_row("seconds", *blank, f"{result['wall_seconds']:.1f}")
     console = Console(markup=False)  # a path may hold [brackets]
     console.print(table)

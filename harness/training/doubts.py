@@ -14,15 +14,23 @@ RECALL, GAIN = 0.75, 0.25
 """Mean recall under another order of the classes, and by how much it is above that of their own, to be doubted."""
 
 
-def doubt(confusion: Tensor | None, name: str, warn: Callable[[str], None]) -> None:
+def doubt(confusion: Tensor | None, name: str, warn: Callable[[str], None], dense: bool = False) -> None:
     """Warns of a network that names one class alone, or whose classes have another order; `evaluate.Scores.confusion`.
 
-    `name` stands for the network.
+    Of a `dense` prediction, also of a class that no label has: its IoU is 0 in the mean. `name` stands for the
+    network.
     """
     if confusion is None or not confusion.any():
         return
     counts = confusion.double()
     present = counts.sum(1).nonzero().flatten()
+    called = counts[:, :-1].sum(0)
+    absent = [index for index in called.nonzero().flatten().tolist() if index not in present]
+    if dense and absent:
+        warn(
+            f"{name} answers with class {absent[0]}, of which the test labels have no pixel: its IoU counts as 0 in "
+            "the mean; where it is void, give the names of the others in classes.txt (data.name=folders)"
+        )
     if len(counts.sum(0).nonzero()) == 1 and counts.diagonal().sum() < counts.sum():
         warn(
             f"{name} names one class for all test images: are its weights, channels, size, mean and std (of pixels "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness import task as tasks
-from harness.config import Config, image_shape
+from harness.config import Config, image_shape, sides
 from harness.distributed.runtime import Runtime
+from harness.errors import UserError
 from harness.networks import sizes
 from harness.networks.layers import evaluating
 from harness.task import Dataset, Task
@@ -40,6 +41,10 @@ class Scores:
 
     Without a teacher, by the student's; None without data.
     """
+    classes: tuple[str, ...] = ()
+    """The names of the data's classes; empty without data."""
+    test_images: int | None = None
+    """Number of test images; None without data."""
     sizes: dict[str, list[Sizes]] = field(default_factory=dict)
     """By role, every combination of sizes, [height, width], that occurred where logits are maps or images were resized.
 
@@ -64,7 +69,8 @@ def measure(
         data = task.dataset(config, "test")
         size, rank, world_size = _batch_size(config, data), runtime.rank, runtime.world_size
         batches = evaluation_loader(data, size, rank, world_size, workers=config.data.workers)
-        return on_test_set(task, len(data.classes), networks, batches, runtime)
+        scores = on_test_set(task, len(data.classes), networks, batches, runtime, sides(config.input.size))
+        return replace(scores, classes=tuple(data.classes))
     if teacher is None or generate is None:
         return Scores(None, "generated")
     count = -(-NUM_GENERATED // config.batch_size)
@@ -77,15 +83,17 @@ def on_test_set(
     networks: dict[str, nn.Module],
     batches: Iterable[tuple[Tensor, Tensor]],
     runtime: Runtime,
+    size: tuple[int, int],
 ) -> Scores:
     """Metrics over all batches of (x, labels) for the networks by role, "student" and perhaps "teacher".
 
-    `classes` are those of the data. Where logits are maps, images are resized to the nearest size that a network takes,
-    and its logits to the size of the labels.
+    `classes` are those of the data. Images are resized to the nearest size that a network takes, else to `size`, which
+    it takes, and logits that are maps to the size of the labels. Raises UserError where logits are not numbers.
     """
     metrics = {role: task.metrics(classes) for role in networks}
-    fitted = {role: Fitted(network) for role, network in networks.items()}
-    same, scored = torch.zeros(2, dtype=torch.long, device=runtime.device)
+    fitted = {role: Fitted(network, size) for role, network in networks.items()}
+    same, scored, images = torch.zeros(3, dtype=torch.long, device=runtime.device)
+    not_numbers = {role: torch.zeros_like(images) for role in networks}  # images with logits that are NaN
     judged = "teacher" if "teacher" in networks else "student"
     confusion = torch.zeros(classes * (classes + 1), dtype=torch.long, device=runtime.device)
     weights = next(networks["student"].parameters(), torch.empty(0))  # an ONNX file shows none
@@ -98,19 +106,29 @@ def on_test_set(
             answers = {role: values.argmax(1) for role, values in logits.items()}
             for role, values in logits.items():
                 metrics[role].update(values, labels)
+                not_numbers[role] += values.isnan().flatten(1).any(1).sum()
+            images += len(x)
             first, *others = answers.values()
             same += sum(((first == other) & valid).sum() for other in others)
             scored += valid.sum()
             pairs = labels[valid] * (classes + 1) + answers[judged][valid].clamp(max=classes)  # no class of the data's
             confusion += torch.bincount(pairs, minlength=len(confusion))
     found = {role: metric.compute() for role, metric in metrics.items()}  # torchmetrics sums over the processes itself
-    counts = runtime.gather((same.item(), scored.item()))
-    num_same, num_scored = (sum(column) for column in zip(*counts, strict=True))
+    counts = runtime.gather((same.item(), scored.item(), images.item(), *(num.item() for num in not_numbers.values())))
+    num_same, num_scored, num_images, *num_wrong = (sum(column) for column in zip(*counts, strict=True))
+    for role, num in zip(networks, num_wrong, strict=True):
+        if num:
+            raise UserError(
+                f"the {role} answers {num} of {num_images} test images with logits that are NaN, which name no class: "
+                "are its weights, mean and std right? In precision=bf16 try fp32"
+            )
     share = num_same / num_scored if len(networks) == 2 and num_scored else None
     used = {role: _merged(runtime.gather(network.sizes)) for role, network in fitted.items()}
     used = {role: sizes_met for role, sizes_met in used.items() if sizes_met}
     matrix = runtime.total(confusion).view(classes, -1).cpu()
-    return Scores(share, "test", found.get("teacher", {}), found.get("student", {}), matrix, used)
+    return Scores(
+        share, "test", found.get("teacher", {}), found.get("student", {}), matrix, test_images=num_images, sizes=used
+    )
 
 
 def _merged(lists: list[list[Sizes]]) -> list[Sizes]:
@@ -120,10 +138,13 @@ def _merged(lists: list[list[Sizes]]) -> list[Sizes]:
 
 
 class Fitted:
-    """A network for images of any size, in eval mode; `sizes` are those that occurred."""
+    """A network for images of any size, in eval mode; `sizes` are those that occurred.
 
-    def __init__(self, network: nn.Module) -> None:
-        self.network = network
+    Where it takes no size near to an image's, the image is resized to `size`, which it takes.
+    """
+
+    def __init__(self, network: nn.Module, size: tuple[int, int]) -> None:
+        self.network, self.size = network, size
         self.sizes: list[Sizes] = []
         self._taken: dict[tuple[int, ...], tuple[int, ...]] = {}
 
@@ -131,7 +152,7 @@ class Fitted:
         """x [B, C, H, W] -> logits [B, K], or [B, K, *wanted]; images and logits are resized where that is needed."""
         given = tuple(x.shape[2:])
         if given not in self._taken:
-            self._taken[given] = sizes.nearest(self.network, x) or given
+            self._taken[given] = sizes.nearest(self.network, x) or self.size
         taken = self._taken[given]
         y: Tensor = self.network(x if taken == given else _resize(x, taken))
         is_map = y.dim() == 4

@@ -12,7 +12,7 @@ from harness import config as config_module
 from harness import task as tasks
 from harness import tracking
 from harness.algorithm.turns import Terms
-from harness.config import Config
+from harness.config import Config, sides
 from harness.methods import METHODS
 from harness.networks import preprocessing
 from harness.networks.layers import evaluating
@@ -105,7 +105,8 @@ class Record:
         images_read, truth = spread(data, NUM_SCORED)
         x = images_read.to(networks.runtime.device, networks.runtime.dtype)
         with evaluating([networks.student]):
-            t, s = (Fitted(network)(x, truth.shape[1:]) for network in (networks.teacher, networks.student))
+            fitted = (Fitted(each, sides(self.config.input.size)) for each in (networks.teacher, networks.student))
+            t, s = (network(x, truth.shape[1:]) for network in fitted)
         rgb = preprocessing.preprocessing(self.config).denormalise(images_read)
         path = self.path / "samples" / "test.png"
         caption = f"{self.config.recipe}, {self.config.method}, {len(rgb)} of {len(data)} test images"

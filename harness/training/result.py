@@ -47,7 +47,7 @@ def finish(machine: Machine, record: Record, report: Report, judge: Judge) -> di
         about["pruned"] = {"network": whole.network, "arguments": whole.arguments, "structure": machine.structure}
     first = machine.runtime.first
     if machine.teacher and config.teacher.checkpoint != UNTRAINED:
-        first(lambda: doubt(scores.confusion, "the teacher", record.warn))
+        first(lambda: doubt(scores.confusion, "the teacher", record.warn, tasks.is_dense(config.task)))
     first(lambda: write_student(record.path, last.student, about))
     for write in (record.curves, partial(record.scored, last), partial(record.model, last)):
         first(write)
@@ -100,6 +100,7 @@ def _describe(machine: Machine, last: Networks, scores: Scores, report: Report) 
         },
         "agreement": scores.agreement,
         "agreement_on": scores.agreement_on,
+        **({} if scores.test_images is None else {"test_images": scores.test_images}),
         "wall_seconds": round(report.seconds, 3),
         "rounds_per_second": round(config.rounds / report.seconds, 3) if report.seconds else None,
         "world_size": machine.runtime.world_size,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torchvision import datasets
-from torchvision.datasets import folder
 from torchvision.transforms import v2
 
 from harness import image_files
@@ -230,7 +229,8 @@ def fashion_mnist(config: Config, split: Split) -> Source:
 def image_folder(config: Config, split: Split) -> Source:
     """A user's images of any size, a folder a class: in data.root/train and /test, or, to test only, in data.root.
 
-    A class has the same number in both, where one may lack images of it. Other files and hidden folders are ignored.
+    A class has the same number in both, where one may lack images of it. Images may lie in folders below that of their
+    class, but not all: such folders look like the classes. Other files and what is hidden are ignored.
     """
     if config.data.root is None:
         raise UserError("data.root=null: data.name=image_folder needs data.root, a folder with one folder a class")
@@ -239,21 +239,29 @@ def image_folder(config: Config, split: Split) -> Source:
     base = root / split if parts or split == "train" else root
     if not base.is_dir():
         raise UserError(f"{base}: no such folder; image_folder reads its {split} images there, a folder a class")
-    classes = sorted({entry.name for part in parts or [root] for entry in part.iterdir() if _holds_class(entry)})
-    found = {name: number for number, name in enumerate(classes) if (base / name).is_dir()}
-    files = folder.make_dataset(base, found, is_valid_file=_is_image, allow_empty=True) if found else []
-    if not files:
+    places = [entry for part in parts or [root] for entry in image_files.entries(part) if entry.is_dir()]
+    classes = sorted({place.name for place in places})
+    found = {path: number for number, name in enumerate(classes) for path in _below(base / name)}
+    if not found:
         kinds = ", ".join(image_files.SUFFIXES)
         raise UserError(f"{base}: no images; image_folder expects a folder a class, with files ending in {kinds}")
-    return Source(classes, Files([path for path, _ in files], config.data.background), [label for _, label in files])
+    if all(path.parent.parent != base for path in found):
+        first = next(iter(found)).relative_to(base)
+        raise UserError(
+            f"{base}: every image lies in a folder below that of its class, such as {first}; image_folder expects a "
+            f"folder a class: set data.root deeper, or put the images into {', '.join(classes[:3])} themselves"
+        )
+    return Source(classes, Files([str(path) for path in found], config.data.background), list(found.values()))
 
 
-def _is_image(path: str) -> bool:
-    return image_files.is_image(Path(path))
-
-
-def _holds_class(entry: Path) -> bool:
-    return entry.is_dir() and not entry.name.startswith(".")
+def _below(place: Path) -> Iterator[Path]:
+    """The images in a folder and in those below it; none where it is not there. UserError for one that is not read."""
+    for entry in image_files.entries(place) if place.is_dir() else []:
+        if entry.is_dir():
+            if not (entry.is_symlink() and place.resolve().is_relative_to(entry.resolve())):  # a link to where it is
+                yield from _below(entry)
+        elif image_files.is_image(entry):
+            yield entry
 
 
 def _absent(files: type, config: Config, what: str) -> UserError:

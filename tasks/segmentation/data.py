@@ -20,7 +20,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from harness.config import Config, sides
-from harness.errors import UserError, nearest
+from harness.errors import UserError, nearest, one_line
 from harness.image_files import fractions
 from harness.networks.preprocessing import Preprocessing, preprocessing
 from harness.task import Split
@@ -168,7 +168,8 @@ def camvid(config: Config, split: Split) -> Source:
             )
     else:
         paths = images_in(images)
-    return Source(CAMVID, paired(paths, labels, Codes(0, 11, 11), config.data.background))
+    codes = Codes(0, 11, 11)
+    return Source(CAMVID, paired(paths, labels, codes, config.data.background, listed=listing.is_file()))
 
 
 def nyuv2(classes: int, config: Config, split: Split) -> Source:
@@ -248,11 +249,22 @@ def folders(config: Config, split: Split) -> Source:
     for folder in (images, labels):
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder; data.name=folders reads its {split} images and labels there")
-    listing = root / "classes.txt"
-    names = listing.read_text().split("\n") if listing.is_file() else [str(number) for number in range(config.classes)]
-    names = [name.strip() for name in names if name.strip()]
+    names = _names(root / "classes.txt") or [str(number) for number in range(config.classes)]
+    if len(names) > VOID:
+        raise UserError(f"{root}: {len(names)} classes; data.name=folders takes up to {VOID}, since {VOID} is void")
     codes = named(config.data.labels, len(names)) if config.data.labels else Codes(0, len(names), VOID, own=True)
     return Source(names, paired(images_in(images), labels, codes, config.data.background))
+
+
+def _names(listing: Path) -> list[str]:
+    """The lines of a file that are not empty; none where there is no file."""
+    if not listing.is_file():
+        return []
+    try:
+        lines = listing.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{listing} cannot be read ({one_line(error)}); save it as UTF-8 text") from None
+    return [line.strip() for line in lines if line.strip()]
 
 
 def _number(path: Path) -> str:

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import ExifTags
 from torch import Tensor
 
 from harness import image_files
 from harness.errors import UserError
-from harness.image_files import SUFFIXES, Picture, is_image
+from harness.image_files import SUFFIXES, Picture, entries, is_image
 from tasks.segmentation.metrics import VOID
 
 
@@ -77,11 +78,12 @@ def _advice(raw: Tensor, codes: Codes) -> str:
     """What a user may have meant by numbers that are not the expected ones, from 0."""
     found = set(raw.unique().tolist()) - {codes.void}
     if max(found) == codes.count and min(found) >= 0:
-        rest = f"1: 0, 2: 1, ..., {codes.count}: {codes.count - 1}"
+        pairs = [f"{number}: {number - 1}" for number in range(1, codes.count + 1)]
+        rest = ", ".join(pairs if codes.count < 4 else [*pairs[:2], "...", pairs[-1]])
         if 0 not in found:
             return f"; where they count from 1, set data.labels={{{rest}}}"
-        more = f"where it is a class, classes={codes.count + 1}"
-        return f"; where 0 is void, set data.labels={{0: {VOID}, {rest}}}; {more}"
+        more = f"classes={codes.count + 1}, and as many names in classes.txt where there is one"
+        return f"; where it is a class, {more}; where 0 is void, set data.labels={{0: {VOID}, {rest}}}"
     return f"; data.labels, such as {{0: 0, {max(found)}: 1}}, says what other values mean"
 
 
@@ -115,7 +117,9 @@ class Files:
         if isinstance(self.codes, Named) and self.codes.colours:
             if picture.one_channel:
                 raise UserError(f"{path}: data.labels names colours, this label has values (mode {image.mode})")
-            pixels = image_files.rgb(path, picture, self.background)
+            if image.has_transparency_data and any(image.convert("RGBA").getchannel("A").histogram()[:255]):
+                raise UserError(f"{path}: a label with transparent pixels; give them a colour that data.labels names")
+            pixels = image_files.rgb(path, picture, None)
             return (pixels.long() * torch.tensor([65536, 256, 1])[:, None, None]).sum(0)
         values = np.asarray(image)
         if values.ndim != 2 or image.mode == "F":
@@ -124,6 +128,12 @@ class Files:
             raise UserError(
                 f"{path}: a label image has one class number a pixel, this one {what} (mode {image.mode}){advice}"
             )
+        if getattr(image, "tag_v2", {}).get(ExifTags.Base.PhotometricInterpretation) == 0:
+            raise UserError(
+                f"{path}: a TIFF in which 0 is white, so that its numbers may be turned around; save labels as PNG"
+            )
+        if picture.stretched is not None:
+            values = np.rint(values * (picture.stretched / (2**16 - 1 if picture.one_channel else 2**8 - 1)))
         return torch.from_numpy(values.astype(np.int64))
 
 
@@ -141,8 +151,12 @@ def _check_pair(path: Path, picture: Picture, label_path: Path, label: Picture) 
 
 
 def images_in(folder: Path) -> list[Path]:
-    """The image files of a folder by name; UserError where there is none."""
-    paths = sorted(path for path in folder.iterdir() if is_image(path))
+    """The image files of a folder by name; UserError where there is none, or others in folders below."""
+    found = entries(folder)
+    paths = [path for path in found if is_image(path)]
+    deeper = [path for path in found if path.is_dir() and any(map(is_image, entries(path)))]
+    if deeper:
+        raise UserError(f"{deeper[0]}: images in a folder of their own, which are not read; put them into {folder}")
     if not paths:
         raise UserError(f"{folder}: no images; expected files ending in {', '.join(SUFFIXES)}")
     return paths
@@ -154,14 +168,24 @@ def paired(
     codes: Codes | Named,
     background: Sequence[int] | None,
     by: Callable[[Path], str] = lambda path: path.stem,
+    listed: bool = False,
 ) -> Files:
-    """Every image with the label of the same name, or the same `by`; UserError naming one without, or with several."""
-    labels, _ = _unique(images_in(folder), by), _unique(images, by)
+    """Every image with the label of the same name, or the same `by`; UserError naming one without, or with several.
+
+    UserError, too, for a label without an image, unless a list chose the images.
+    """
+    labels, named_images = _unique(images_in(folder), by), _unique(images, by)
     missing = [path.name for path in images if by(path) not in labels]
     if missing:
         raise UserError(
             f"{len(missing)} of {len(images)} images have no label in {folder}, the first is {missing[0]}: "
             "a label has the name of its image"
+        )
+    spare = [path.name for name, path in labels.items() if name not in named_images]
+    if spare and not listed:
+        raise UserError(
+            f"{len(spare)} of {len(labels)} labels in {folder} have no image, the first is {spare[0]}: are all images "
+            "there? Take away the labels that are not meant"
         )
     return Files(images, [labels[by(path)] for path in images], codes, background)
 

@@ -49,7 +49,10 @@ def test_the_entry_of_a_teacher(ddad: Ddad, accuracy: float) -> None:
     assert json.loads(Path("chosen/result.json").read_text())["teacher"]["accuracy"] == accuracy
     scored = ddad("evaluate", "chosen", "--json")
     assert json.loads(scored.out)["teacher"]["accuracy"] == accuracy
-    assert "run has its own teacher.entry" in ddad("evaluate", "chosen", "--entry", "state_dict").complaint()
+    assert (
+        "--entry goes with --network: a run has its own"
+        in ddad("evaluate", "chosen", "--entry", "state_dict").complaint()
+    )
 
 
 def test_a_teacher_in_shards(ddad: Ddad, accuracy: float) -> None:

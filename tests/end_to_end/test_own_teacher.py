@@ -141,7 +141,13 @@ def test_any_network_on_any_images(mine: Path, ddad: Ddad) -> None:
     found = json.loads(ddad(*words, "--mean", ".5,.4,.3", "--std", ".2 .2 .2", "--json").out)
     assert ddad(*RUN, "--output", "run", "data.name=image_folder", "data.root=photos").code == 0
     assert found["accuracy"] == json.loads(Path("run/result.json").read_text())["teacher"]["accuracy"]
-    assert "accuracy" in ddad("evaluate", "run").out
+    said = ddad("evaluate", "run", "--json")
+    assert json.loads(said.out)["test_images"] == 34 and said.err == ""
+    for option, value in (("--mean", ".9,.9,.9"), ("--channels", "rgb"), ("--size", "32"), ("--classes", "3"),
+                          ("--checkpoint", "other.pth")):  # fmt: skip
+        assert f"{option} goes with --network" in ddad("evaluate", "run", option, value).complaint()
+    Path("photos/kind00").rename("photos/another")
+    assert "class 0 of the student is 'kind00', and of the data 'another'" in ddad("evaluate", "run").err
 
 
 def test_a_network_that_names_one_class_for_all_images_is_doubted(mine: Path, ddad: Ddad) -> None:

@@ -77,6 +77,32 @@ def test_distillation_on_real_data(place: Path, ddad: Ddad) -> None:
     assert Path("run/samples/test.png").exists()
 
 
+def test_classes_in_another_order_and_images_of_another_size(place: Path, ddad: Ddad) -> None:
+    """By a network that takes 16x16 alone; classes.txt names the classes of both the run and the data."""
+    Path("net.py").write_text(
+        "from torch import nn\n\n\ndef net(classes, channels):\n"
+        "    return nn.Sequential(nn.BatchNorm2d(channels), nn.Flatten(), nn.Linear(channels * 256, classes * 256),\n"
+        "                         nn.Unflatten(1, (classes, 16, 16)))\n"
+    )
+    for folder in ("images", "labels"):
+        Path(folder).mkdir()
+        for index in range(3):
+            Image.new("RGB" if folder == "images" else "L", (20, 24), index).save(f"{folder}/{index}.png")
+    Path("classes.txt").write_text("road\nhouse\ntree\n")
+    networks = ("teacher.network=net.py:net", "teacher.checkpoint=untrained", "student.network=net.py:net", "classes=3")
+    data = ("data.name=folders", "data.root=.", "input.size=16", "batch_size=2", "rounds=1", "tracking.uri=none")
+    said = ddad("distill", "segmentation", *networks, *data, "generator.width=2", "--output", "run")
+    assert said.code == 0, said.err
+    result = json.loads(Path("run/result.json").read_text())
+    assert result["student"]["sizes"] == [{"image": [24, 20], "network": [16, 16], "labels": [24, 20]}]
+    assert result["test_images"] == 3
+    Path("classes.txt").write_text("house\ntree\nroad\n")
+    line = ddad("evaluate", "run").complaint()
+    assert line.startswith(
+        "class 0 of the student is 'road', and of the data 'house': the same classes in another order"
+    )
+
+
 def test_labels_of_another_size_are_refused_before_the_first_round(place: Path, ddad: Ddad) -> None:
     for folder, size in (("images", (16, 16)), ("labels", (8, 16))):
         Path(folder).mkdir()

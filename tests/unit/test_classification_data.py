@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision import datasets
 
+from harness import image_files
 from harness.config import Config, build
 from harness.config.parse import merge
 from harness.errors import UserError
@@ -358,6 +359,40 @@ def test_an_image_that_is_not_read_is_not_passed_over(tmp_path: Path) -> None:
     (tmp_path / "ant" / "2.HEIC").touch()
     with pytest.raises(UserError, match=r"2\.HEIC: \.heic is not read; convert such images to PNG or JPEG"):
         task.dataset(config("image_folder", tmp_path, 2), "test")
+
+
+def test_images_below_the_folder_of_their_class(tmp_path: Path) -> None:
+    """Those of a user count, what a file server or an editor put there does not, and none counts twice."""
+    for name in ("1.png", "more/2.png", ".ipynb_checkpoints/1-checkpoint.png", "@eaDir/1.png/SYNO_THUMB.jpg"):
+        paint(tmp_path / "ant" / name, (0, 0, 0))
+    paint(tmp_path / "__MACOSX" / "ant" / "1.png", (0, 0, 0))
+    (tmp_path / "ant" / "loop").symlink_to(tmp_path / "ant")
+    (tmp_path / "bee").symlink_to(tmp_path / "ant" / "more")
+    test = task.dataset(config("image_folder", tmp_path, 2), "test")
+    assert isinstance(test.images, data.Files)
+    assert [str(Path(path).relative_to(tmp_path)) for path in test.images.paths] == [
+        "ant/1.png",
+        "ant/more/2.png",
+        "bee/2.png",
+    ]
+
+
+@pytest.mark.parametrize("parts", [("training_set", "test_set"), ("test/test", "train/train")])
+def test_folders_of_classes_one_level_too_deep_are_refused(tmp_path: Path, parts: tuple[str, str]) -> None:
+    for part in parts:
+        for name in ("cat", "dog"):
+            paint(tmp_path / part / name / "1.png", (0, 0, 0))
+    with pytest.raises(UserError) as error:
+        task.dataset(config("image_folder", tmp_path, 2), "test")
+    one_line(
+        error, "every image lies in a folder below that of its class, such as", "cat/1.png", "set data.root deeper"
+    )
+
+
+def test_a_folder_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file: the folder cannot be read \(Not a directory\)"):
+        image_files.entries(tmp_path / "file")
 
 
 @pytest.mark.parametrize(("method", "reads"), [("ddad", ["test"]), ("kd", ["train", "test"])])

@@ -6,9 +6,9 @@ import torch
 from harness.training.doubts import doubt
 
 
-def said(confusion: torch.Tensor) -> list[str]:
+def said(confusion: torch.Tensor, dense: bool = False) -> list[str]:
     lines: list[str] = []
-    doubt(confusion, "net", lines.append)
+    doubt(confusion, "net", lines.append, dense)
     return lines
 
 
@@ -56,3 +56,13 @@ def test_a_class_without_an_image_counts_for_nothing() -> None:
     confusion = matrix([1, 0, 2])
     confusion[2] = 0
     assert len(said(confusion)) == 1
+
+
+def test_a_class_of_no_label_that_a_pixel_is_called() -> None:
+    confusion = matrix([0, 1, 2])
+    confusion[2] = 0
+    (line,) = said(confusion, dense=True)
+    assert line.startswith("net answers with class 2, of which the test labels have no pixel: its IoU counts as 0")
+    assert not said(confusion), "accuracy does not have it in a mean"
+    confusion[:, 2] = 0
+    assert not said(confusion, dense=True)

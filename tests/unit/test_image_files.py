@@ -332,7 +332,12 @@ def test_grey_of_16_bits_keeps_its_fine_steps(tmp_path: Path) -> None:
 
 
 def test_files_of_a_folder_that_are_images(tmp_path: Path) -> None:
-    names = {"a.JPG": True, "b.tif": True, "._a.jpg": False, "notes.txt": False, "c.png.part": False}
-    assert {name: image_files.is_image(tmp_path / name) for name in names} == names
+    names = {"a.JPG": True, "b.tif": True, "._a.jpg": False, "notes.txt": False, "c.png.part": False, "d.jpe": True}
+    for name in names:
+        (tmp_path / name).touch()
+    found = [path.name for path in image_files.entries(tmp_path) if image_files.is_image(path)]
+    assert found == [name for name, expected in names.items() if expected]
+    with pytest.raises(UserError, match=r"mask\.pbm: \.pbm is not read"):
+        image_files.is_image(tmp_path / "mask.pbm")
     with pytest.raises(UserError, match=r"IMG_1\.HEIC: \.heic is not read; convert such images to PNG or JPEG"):
         image_files.is_image(tmp_path / "IMG_1.HEIC")

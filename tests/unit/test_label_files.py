@@ -6,6 +6,8 @@ test_image_files.py.)
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,6 +60,26 @@ def turned(values: Array, orientation: int) -> Make:
     return label(values, exif=exif)
 
 
+def packed(values: Array, bits: int) -> Make:
+    """A grey PNG of 2 or 4 bits, which Pillow does not write."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    height, width = values.shape
+    unpacked = np.unpackbits(values[..., None], axis=2)[..., -bits:].reshape(height, -1)
+    rows = b"".join(b"\0" + np.packbits(row).tobytes() for row in unpacked)
+    header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
+    content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+
+
+def pgm(values: Array, maximum: int) -> Make:
+    height, width = values.shape
+    wide = values.astype(">u2" if maximum > 255 else "u1")
+    return lambda path: path.write_bytes(b"P5 %d %d %d\n" % (width, height, maximum) + wide.tobytes())
+
+
 BINARY = "data.labels={0: 0, 255: 1}"
 COLOURS = 'data.labels={"#000000": 0, "#800000": 1, "#008000": 2}'
 
@@ -66,6 +88,11 @@ RIGHT: dict[str, tuple[str, Make, list[str], Array]] = {
     "grey with void": ("png", label(np.where(CLASSES == 2, 255, CLASSES)), [], np.where(CLASSES == 2, VOID, CLASSES)),
     "palette": ("png", palette(CLASSES), [], CLASSES),
     "one bit": ("png", label(MASK.astype(bool)), ["classes=2"], MASK),
+    "2 bits": ("png", packed(CLASSES, 2), [], CLASSES),
+    "4 bits": ("png", packed(9 * CLASSES.clip(0, 1), 4), ["classes=10"], 9 * CLASSES.clip(0, 1)),
+    "PGM of 20 levels": ("pgm", pgm(20 * CLASSES.clip(0, 1), 20), ["classes=21"], 20 * CLASSES.clip(0, 1)),
+    "PGM of two levels": ("pgm", pgm(MASK, 1), ["classes=2"], MASK),
+    "PGM of 300 levels": ("pgm", pgm(CLASSES, 300), [], CLASSES),
     "16 bits": ("png", label(CLASSES.astype(np.uint16)), [], CLASSES),
     "32 bits": ("tif", label(CLASSES.astype(np.int32)), [], CLASSES),
     "GIF": ("gif", palette(CLASSES), [], CLASSES),
@@ -93,11 +120,11 @@ REFUSED: dict[str, tuple[str, Make, list[str], str]] = {
     "0 and void, by data.labels": ("png", label(MASK), ["data.labels={0: 0, 1: 255}"], "hold class 0 and void (not"),
     "from 1, none of 0": (
         "png", label(CLASSES + 1), [],
-        "label 3, expected 0 to 2, or 255 for void; where they count from 1, set data.labels={1: 0, 2: 1, ..., 3: 2}",
+        "label 3, expected 0 to 2, or 255 for void; where they count from 1, set data.labels={1: 0, 2: 1, 3: 2}",
     ),
     "from 1, 0 for void": (
         "png", label(np.where(MASK, CLASSES + 1, 0).astype(np.uint8)), [],
-        "where 0 is void, set data.labels={0: 255, 1: 0, 2: 1, ..., 3: 2}; where it is a class, classes=4",
+        "where it is a class, classes=4, and as many names in classes.txt where there is one; where 0 is void, set ",
     ),
     "other values": ("png", label(100 * MASK), [], "label 100, expected 0 to 2, or 255 for void; data.labels, such as"),
     "a value not in data.labels": (
@@ -106,6 +133,11 @@ REFUSED: dict[str, tuple[str, Make, list[str], str]] = {
     "a colour not in data.labels": ("png", label(PALETTE[CLASSES]), ['data.labels={"#000000": 0}'], "colour #800000"),
     "half a colour": ("png", label(PALETTE[CLASSES] // 2), [COLOURS], "colour #400000 is not in data.labels"),
     "colours": ("png", label(PALETTE[CLASSES]), [], "has colours (mode RGB); data.labels may name colours"),
+    "transparent colours": (
+        "png", label(np.dstack([PALETTE[CLASSES], np.where(MASK, 0, 255).astype(np.uint8)])), [COLOURS],
+        "a label with transparent pixels; give them a colour that data.labels names",
+    ),
+    "a TIFF in which 0 is white": ("tif", label(CLASSES, tiffinfo={262: 0}), [], "a TIFF in which 0 is white"),
     "values where colours are named": ("png", label(CLASSES.astype(np.uint16)), [COLOURS], "data.labels names colours"),
     "floats": ("tif", label(CLASSES.astype(np.float32)), [], "this one has fractions (mode F)"),
     "JPEG": ("jpg", label(CLASSES), [], "a label in JPEG, which changes values; save labels as PNG"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -224,6 +225,34 @@ def test_folders_with_parts(tmp_path: Path) -> None:
     own(tmp_path, (6, 6), part="test")
     sizes = [task.dataset(config("folders", tmp_path), part)[0][1].shape for part in ("train", "test")]
     assert sizes == [(8, 12), (6, 6)]
+
+
+def test_a_set_that_would_be_read_in_part_is_refused(tmp_path: Path) -> None:
+    own(tmp_path, (6, 6), (6, 6), (6, 6))
+    image = tmp_path / "images" / "1.jpg"
+    kept = image.rename(tmp_path / "1.jpg")
+    line = refusal("folders", tmp_path)
+    assert f"1 of 3 labels in {tmp_path / 'labels'} have no image, the first is 1.png" in line
+    kept.rename(image)
+    (tmp_path / "images" / "berlin").mkdir()
+    shutil.copy(image, tmp_path / "images" / "berlin")
+    assert f"{tmp_path / 'images' / 'berlin'}: images in a folder of their own" in refusal("folders", tmp_path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_names_of_classes_are_utf_8(tmp_path: Path, encoding: str) -> None:
+    own(tmp_path, (6, 6))
+    listing = tmp_path / "classes.txt"
+    listing.write_text("Straße\nHaus\nBaum\n", encoding=encoding)
+    assert task.dataset(config("folders", tmp_path), "test").classes == ["Straße", "Haus", "Baum"]
+    for other in ("cp1252", "utf-16"):
+        listing.write_text("Straße\nHaus\nBaum\n", encoding=other)
+        assert f"{listing} cannot be read" in refusal("folders", tmp_path)
+
+
+def test_a_class_that_void_would_hide_is_refused(tmp_path: Path) -> None:
+    own(tmp_path, (6, 6))
+    assert "up to 255, since 255 is void" in refusal("folders", tmp_path, {"classes": 256})
 
 
 def test_data_none_and_unknown_sets() -> None:

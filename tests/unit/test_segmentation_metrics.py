@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from harness.config import Config
 from harness.distributed.runtime import Runtime
+from harness.errors import UserError
 from harness.task import load
 from harness.training.evaluate import on_test_set
 from tasks.segmentation import task
@@ -81,8 +82,18 @@ class Says(nn.Module):
 def test_agreement_is_over_scored_pixels(labels: list[list[int]], share: float | None) -> None:
     networks: dict[str, nn.Module] = {"student": Says([[0, 0, 1, 0]]), "teacher": Says([[0, 1, 1, 1]])}
     batch = (torch.zeros(1, 3, 1, 4), torch.tensor([labels]))
-    found = on_test_set(load("segmentation"), 2, networks, [batch, batch], Runtime(Config(batch_size=1)))
+    found = on_test_set(load("segmentation"), 2, networks, [batch, batch], Runtime(Config(batch_size=1)), (1, 4))
     assert found.agreement == share
     size = [1, 4]
     assert found.sizes == {role: [{"image": size, "network": size, "labels": size}] for role in networks}
     assert found.teacher["miou"] == (None if share is None else 1.0)
+
+
+def test_logits_that_are_nan_are_refused() -> None:
+    network = Says([[0, 0, 1, 0]])
+    batch = (torch.zeros(3, 3, 1, 4), torch.tensor([[[0, 1, 1, 1]]]).expand(3, 1, 4))
+    runtime = Runtime(Config(batch_size=1))
+    assert on_test_set(load("segmentation"), 2, {"student": network}, [batch, batch], runtime, (1, 4)).test_images == 6
+    network.logits.data[0, 1, 0, 2] = torch.nan
+    with pytest.raises(UserError, match="the student answers 6 of 6 test images with logits that are NaN"):
+        on_test_set(load("segmentation"), 2, {"student": network}, [batch, batch], runtime, (1, 4))

@@ -44,7 +44,7 @@ def test_no_size_will_do() -> None:
 
 
 def test_images_and_logits_are_resized_and_it_is_stated() -> None:
-    fitted = Fitted(Halving(3))
+    fitted = Fitted(Halving(3), (8, 8))
     x = torch.arange(3.0)[None, :, None, None].expand(2, 3, 180, 240)
     with evaluating([fitted.network]):
         y = fitted(x, (90, 120))
@@ -53,8 +53,16 @@ def test_images_and_logits_are_resized_and_it_is_stated() -> None:
     assert fitted.sizes == [{"image": [180, 240], "network": [184, 240], "labels": [90, 120]}]
 
 
+def test_images_for_a_network_of_one_size_are_resized_to_it() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 8 * 8), nn.Unflatten(1, (1, 8, 8)))
+    fitted = Fitted(network, (8, 8))
+    with evaluating([network]):
+        assert fitted(torch.zeros(2, 3, 50, 70), (50, 70)).shape == (2, 1, 50, 70)
+    assert fitted.sizes == [{"image": [50, 70], "network": [8, 8], "labels": [50, 70]}]
+
+
 def test_a_classifier_that_takes_the_size_leaves_no_record() -> None:
-    fitted = Fitted(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+    fitted = Fitted(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), (8, 8))
     with evaluating([fitted.network]):
         assert fitted(torch.ones(2, 3, 7, 7), ()).shape == (2, 3)
     assert fitted.sizes == []
