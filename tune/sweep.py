@@ -64,6 +64,9 @@ def _run(
         for index, source in enumerate(configs.sources(plan)[1:], 1):
             echo(f"run of {source.method}: its generator makes a part of the probe too")
             processes.call_all(plan, [(trial.default_run, (plan, index))])
+    else:
+        for source in configs.sources(plan):
+            run_folder.finished(source.run, source.config)  # UserError where its files were replaced since
     mlflow_runs.log_probe(plan, parent)
     if not records.search_ended(plan):
         _search(plan, signals, echo)

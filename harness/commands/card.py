@@ -47,7 +47,7 @@ def write(run: Path, say: Callable[[str], None]) -> Path | None:
     target = run / "export"
     record = json.loads((run / DESCRIPTION).read_text())
     files.write(target / DESCRIPTION, json.dumps(_portable(record), indent=1) + "\n")
-    for path in target.glob("*.json"):
+    for path in target.glob("student*.json"):
         content = path.read_text()
         if (clean := json.dumps(public(json.loads(content)), indent=1) + "\n") != content:
             files.write(path, clean)
@@ -154,7 +154,8 @@ def _making(run: Path, config: Config, result: Mapping[str, Any], teacher: Mappi
     yield f"- Method: `{config.method}`, variant `{config.variant}`, recipe `{config.recipe}`, seed {config.seed}"
     updates = f"{result['student_updates']:,} updates of the student"
     yield f"- {config.rounds:,} rounds, {updates}, batch size {config.batch_size}"
-    command = json.loads((run / "environment.json").read_text())["command"]
+    environment = run / "environment.json"  # which is no part of what a student needs
+    command = json.loads(environment.read_text())["command"] if environment.exists() else []
     if words := _command(command):
         yield f"- Command: `{shlex.join(words)}`"
 

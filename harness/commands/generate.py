@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from harness import files, methods
@@ -135,7 +135,7 @@ def _write_arrays(
         images_, logits_, labels_ = (value.numpy() for value in arrays.values())
         np.savez(file, images=images_, logits=logits_, labels=labels_)
     else:
-        save_file(arrays, file)
+        file.write_bytes(save(arrays))  # safetensors' own file writer names no reason when the disk is full
     return {"file": file.name}, arrays["labels"].flatten().bincount(minlength=logits.shape[1])
 
 

@@ -17,6 +17,9 @@ from harness import task as tasks
 from harness.compare.runs import AGREEMENT, GENERATED, NO_TEACHER, SECONDS, TEACHER, TEACHING, Objective, Run
 from harness.errors import UserError
 
+MAX_TEACHER_DIFFERENCE = 0.001
+"""By which a teacher's scores on one test set may differ from machine to machine."""
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -90,6 +93,8 @@ def compare(runs: Sequence[Run], objective: Objective | None, warn: Callable[[st
             warn(f"{group[run.seed].name} and {run.name} are the same configuration and seed: the latter counts")
         group[run.seed] = run
     rows = [Row([group[seed] for seed in sorted(group)]) for group in groups.values()]
+    for row in rows:
+        _check_teacher(row, warn)
     task = tasks.load(first.config["task"])
     objectives = [objective.score] if objective else []
     scores = dict.fromkeys([*objectives, *task.reported_metrics, AGREEMENT, GENERATED, TEACHER, SECONDS])
@@ -102,6 +107,20 @@ def compare(runs: Sequence[Run], objective: Objective | None, warn: Callable[[st
     shared = {path: value for path, value in first.config.items() if path not in ("seed", *paths)}
     trials = [run for run in runs if run.sweep and run.excluded not in (NO_TEACHER, TEACHING)]
     return Comparison(primary, shared, paths, present, rows, trials, objective)
+
+
+def _check_teacher(row: Row, warn: Callable[[str], None]) -> None:
+    """Warns where the teacher of a row's runs has different scores: its seeds do not change them."""
+    scored = sorted((run for run in row.runs if TEACHER in run.scores), key=lambda run: run.scores[TEACHER])
+    if not scored:
+        return
+    least, most = scored[0], scored[-1]
+    low, high = least.scores[TEACHER], most.scores[TEACHER]
+    if high - low > MAX_TEACHER_DIFFERENCE:
+        warn(
+            f"{least.name} and {most.name} differ in the seed alone, and their teachers have {low:.2%} and {high:.2%}: "
+            "were other test images scored?"
+        )
 
 
 def differing(runs: Sequence[Run]) -> list[str]:

@@ -181,6 +181,9 @@ def _of_record(record: tracking.RunRecord) -> Run:
     """A run from MLflow, which holds no seconds: they are rounds over rounds per second, as of each evaluation."""
     defaults = config_module.flat(config_module.Config())
     flat = _result_fields(defaults | {path: _value(text) for path, text in record.params.items()})
+    for role in list(flat):  # the same file is the same file wherever it lies
+        if digest := record.tags.get(f"{role}.sha256"):
+            flat[role] = f"{Path(flat[role]).name} ({digest[:8]})"
     excluded = None
     if not methods.METHODS[flat["method"]].has_teacher:
         excluded = TEACHING

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import itertools
 import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from harness.config import MEMORY
 from harness.errors import UserError, one_line
@@ -61,6 +63,14 @@ def network(
         ) from error
     if not isinstance(module, nn.Module):
         raise UserError(f"network {name!r}: expected a torch.nn.Module, got {type(module).__name__}")
+    lazy = [
+        key for key, tensor in itertools.chain(module.named_parameters(), module.named_buffers()) if is_lazy(tensor)
+    ]
+    if lazy:
+        raise UserError(
+            f"network {name!r} has lazy layers, which have no weights before their first input ({lazy[0]}): give them "
+            "their sizes"
+        )
     return module
 
 

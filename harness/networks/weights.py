@@ -92,9 +92,24 @@ def load(
     for key, value in chosen.tensors.items():
         if wrong := problem(key, value, expected[key]):
             raise UserError(f"{path} is refused: {key} {wrong}")
+    for names in _shared(module):
+        given = [key for key in names if key in chosen.tensors]
+        if any(not torch.equal(chosen.tensors[key], chosen.tensors[given[0]]) for key in given):
+            raise UserError(
+                f"{path} is refused: {' and '.join(given)} are one tensor in {name}, but have other values there"
+            )
     if _unused(chosen.tensors):
         say(f"{path}: the batch-norm statistics are those of new layers, mean 0 and variance 1: was it trained?")
     module.load_state_dict(chosen.tensors, strict=False)  # all but batch norm's counters was checked above
+
+
+def _shared(module: nn.Module) -> list[list[str]]:
+    """The names of each parameter or buffer that a network has under several."""
+    names: dict[int, list[str]] = defaultdict(list)
+    for kind in (module.named_parameters, module.named_buffers):
+        for key, tensor in kind(remove_duplicate=False):
+            names[id(tensor)].append(key)
+    return [each for each in names.values() if len(each) > 1]
 
 
 def _candidates(entries: checkpoints.Entries, expected: Mapping[str, Tensor]) -> list[Candidate]:

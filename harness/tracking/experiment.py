@@ -103,9 +103,9 @@ class Experiment:
 
         `shape` is the (C, H, W) of an input. Takes seconds and quiets warnings meanwhile: call it before `close`.
         """
-        if self._off:
+        snapshot = self._snapshot(module)
+        if snapshot is None:
             return
-        snapshot = copy.deepcopy(module).cpu().eval()
 
         def log(store: Store) -> None:
             try:
@@ -117,11 +117,21 @@ class Experiment:
 
         self._put(log)
 
+    def _snapshot(self, module: nn.Module) -> nn.Module | None:
+        """A copy that later updates leave as it is; None where there is no store, or, with a warning, no copying it."""
+        if self._off:
+            return None
+        try:
+            return copy.deepcopy(module).cpu().eval()
+        except Exception as error:  # a user's module may hold a lock, or a tensor of its last pass
+            self._warn(f"MLflow does not hold the student ({reason_of(error, self._uri)}); student.safetensors does")
+            return None
+
     def register(self, module: nn.Module, shape: tuple[int, int, int], name: str, tags: Mapping[str, Any]) -> None:
         """As `model`, and that model as a version of the registered model `name`, with tags, once for each run."""
-        if self._off:
+        snapshot = self._snapshot(module)
+        if snapshot is None:
             return
-        snapshot = copy.deepcopy(module).cpu().eval()
 
         def register(store: Store) -> None:
             try:

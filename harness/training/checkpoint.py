@@ -50,7 +50,7 @@ def store(
     for key, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise Diverged(f"{key} is not finite")
-    tensors |= others
+    tensors = _apart(tensors | dict(others))
     updates = {name: player.updates for name, player in players.items()}
     record = json.dumps({**state, "updates": updates}, sort_keys=True)
 
@@ -139,6 +139,17 @@ def _tensors(player: Player) -> dict[str, Tensor]:
     moments = {f"{player.name}/optimizer/{name}": value for name, value in player.engine.moments().items()}
     average = player.average.tensors() if player.average else {}
     return weights | moments | {f"{player.name}/average/{name}": value for name, value in average.items()}
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, each in memory of its own: safetensors refuses parameters that a network has under two names."""
+    seen: set[int] = set()
+    found = {}
+    for key, tensor in tensors.items():
+        place = tensor.untyped_storage().data_ptr()
+        found[key] = tensor.clone() if place in seen else tensor
+        seen.add(place)
+    return found
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

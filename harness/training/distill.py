@@ -86,6 +86,7 @@ def rounds(
             return
         given = _with_copies(path, config, given, runtime)
         if not runtime.first(lambda: _awaits_teacher(config)):
+            runtime.on_first(lambda: teaching.check_note(config, warn))
             yield from _resume(config, path, runtime, stop, warn, judge, given)
             return
         _check_build(untrained(config), runtime, given)
@@ -135,7 +136,7 @@ def _teach(
         )
         for report in reports:
             if report.result:
-                own.first(partial(teaching.copy_student, report.folder, target))
+                own.first(partial(teaching.copy_student, report.folder, target, config))
             yield report
 
 
@@ -245,5 +246,5 @@ def _with_copies(path: Path, config: Config, given: Given, runtime: Runtime) -> 
 
 def _last(config: Config, path: Path, result: dict[str, Any]) -> Report:
     """The report of a run that was finished before."""
-    done, speed = config.rounds, result["rounds_per_second"] or 0.0
+    done, speed = config.rounds, result.get("rounds_per_second") or 0.0
     return Report(done, done, result["wall_seconds"], speed, folder=path, result=result)

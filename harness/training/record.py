@@ -48,6 +48,7 @@ class Record:
         self.path, self.config, self.names, self.warn = path, config, names, warn
         self.log = Log(path / "metrics.jsonl", keep_through=start)
         tags = {"data_free": METHODS[config.method].data_free, "commit": folder.commit()}
+        tags |= {f"{role}.sha256": record["sha256"] for role, record in folder.recorded(path).items()}
         self.experiment = tracking.Experiment(config, path, tags, warn)
         self.experiment.params(config_module.flat(config))
         if config.data.name != "none" and config.tracking.uri != tracking.OFF:

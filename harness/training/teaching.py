@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from harness import config as config_module
 from harness import files
@@ -16,6 +18,9 @@ from harness.errors import UserError
 from harness.networks import hub
 from harness.resolve import file_name
 from harness.training.data import TrainingBatches
+
+INPUT = ("input.size", "data.size", "teacher.arguments", "teacher.channels", "teacher.mean", "teacher.std")
+"""Settings of a teacher's network and its images, beside `teach.*`."""
 
 
 def supervised_config(config: Config) -> Config:
@@ -73,7 +78,39 @@ def lock(target: Path) -> Iterator[None]:
         yield
 
 
-def copy_student(run: Path, target: Path) -> None:
-    """Copies the student of a finished run to the teacher's file, atomically."""
+def copy_student(run: Path, target: Path, config: Config) -> None:
+    """Copies the student of a finished run to the teacher's file, and notes beside it by which settings it was taught.
+
+    `config` is that of the run for which it is taught.
+    """
     with files.atomic(target) as temporary:
         shutil.copyfile(run / "student.safetensors", temporary)
+    content = {"sha256": files.sha256(target), "settings": _settings(config)}
+    files.write(_note(target), json.dumps(content, indent=1) + "\n")
+
+
+def check_note(config: Config, warn: Callable[[str], None]) -> None:
+    """Warns where the teacher's file was taught with other settings than those of `config`, which do not change it."""
+    file = Path(str(config.teacher.checkpoint))
+    if not config.teach.automatic or not file.is_file():
+        return
+    try:
+        content = json.loads(_note(file).read_text())
+        before, same = content["settings"], content["sha256"] == files.sha256(file)
+    except (OSError, ValueError, TypeError, KeyError):  # not taught here
+        return
+    now = json.loads(json.dumps(_settings(config)))
+    differing = [f"{path}={before[path]}, here {now[path]}" for path in now if before.get(path, now[path]) != now[path]]
+    if same and differing:
+        warn(f"{file} was taught with {'; '.join(differing[:3])}: it is used as it is; to teach it anew, delete it")
+
+
+def _note(target: Path) -> Path:
+    return target.with_suffix(".json")
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """What a teacher is taught by, by dotted path."""
+    flat = config_module.flat(config)
+    chosen = [path for path in flat if path.startswith("teach.") and path != "teach.automatic"]
+    return {path: flat.get(path) for path in (*chosen, *INPUT)}

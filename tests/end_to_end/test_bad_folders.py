@@ -146,6 +146,9 @@ def test_checkpoint_of_the_run_is_foreign(workplace: Path, ddad: Ddad, begun: Pa
 def test_result_of_the_run_is_damaged(workplace: Path, ddad: Ddad, begun: Path) -> None:
     (begun / "result.json").write_text('{"schema": 1, "ta')
     assert "result.json cannot be read" in ddad(*DIGITS).complaint()
+    for content in ('{"a": 1}', "[]"):
+        (begun / "result.json").write_text(content)
+        assert "result.json is not what a finished run wrote: delete it" in ddad(*DIGITS).complaint()
 
 
 def test_evaluating_a_run_that_is_not_finished(workplace: Path, ddad: Ddad, begun: Path) -> None:

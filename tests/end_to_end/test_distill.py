@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from harness import resolve, task
 from harness.networks import build
@@ -54,6 +54,19 @@ def test_taught_again_says_that_the_teacher_is_there(workplace: Path, ddad: Ddad
     assert (said.code, said.err) == (0, "")
     assert said.out == f"{TEACHER} is there already: delete it to teach it again\n"
     assert {path: sha for path, sha in contents(workplace).items() if not path.endswith(".lock")} == before
+
+
+def test_a_teacher_that_was_taught_otherwise_is_said(workplace: Path, ddad: Ddad, taught: tuple[Path, object]) -> None:
+    """Only of one that was taught here: the note beside it is of its very bytes."""
+    words = ("distill", "digits", "rounds=1", "batch_size=16", "tracking.uri=none", "pictures=false", "teach.epochs=2")
+    note = TEACHER.with_suffix(".json")
+    shutil.copy(taught[0] / note, note)
+    assert "was taught with" not in ddad(*words, "--output", "alike").err
+    said = ddad(*words, "teach.seed=1", "teacher.mean=[0.25]", "--output", "other")
+    assert said.code == 0
+    assert f"{TEACHER} was taught with teach.seed=0, here 1; teacher.mean=" in said.err
+    save_file({key: value + 1 for key, value in load_file(TEACHER).items()}, TEACHER)
+    assert "was taught with" not in ddad(*words, "teach.seed=1", "--output", "third").err
 
 
 def test_same_command_again_says_that_it_is_finished(run: Run) -> None:

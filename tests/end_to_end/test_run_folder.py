@@ -159,8 +159,8 @@ def test_result_has_the_agreed_fields(run: Run) -> None:
     figures = {key: result.pop(key) for key in ("agreement", "wall_seconds", "rounds_per_second")}
     assert result == {
         "schema": 1, "task": "classification", "recipe": "digits", "method": "ddad", "variant": "paper", "seed": 0,
-        "rounds": 6, "student_updates": 30, "agreement_on": "test", "test_images": 360, "world_size": 1, "device": "cpu",
-        "data_free": True,
+        "rounds": 6, "student_updates": 30, "agreement_on": "test", "test_images": 360, "world_size": 1,
+        "device": "cpu", "data_free": True,
     }  # fmt: skip
     assert 0 < teacher.pop("accuracy") < 1 and 0 < student.pop("accuracy") < 1 and 0 < figures["agreement"] < 1
     for network in (teacher, student):

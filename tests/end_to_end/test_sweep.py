@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from harness import cli, resolve
 from tests.end_to_end import held_network
-from tests.end_to_end.conftest import CPU, Ddad, Said, copy_teacher, rows, sha256
+from tests.end_to_end.conftest import CPU, TEACHER, Ddad, Said, copy_teacher, rows, sha256
 from tests.helpers import environment
 
 TIMEOUT = 1500.0
@@ -269,6 +270,14 @@ def test_the_same_command_is_refused_and_with_resume_runs_no_trial_again(swept: 
     assert again.code == 0, again.err
     assert (swept.folder / "trials.json").read_bytes() == before
     assert again.err == ""
+    teacher = swept.cwd / TEACHER
+    whole = teacher.read_bytes()
+    try:
+        save_file({key: value + 1 for key, value in load_file(teacher).items()}, teacher)
+        replaced = give(*command, "--resume", cwd=swept.cwd)
+    finally:
+        teacher.write_bytes(whole)
+    assert f"{TEACHER} is not the file the run began with" in replaced.complaint()
 
 
 @pytest.mark.slow

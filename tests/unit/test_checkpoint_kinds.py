@@ -330,6 +330,17 @@ def test_loaded(kind: str, tmp_path: Path) -> None:
     assert said == ([f"{path}{line}"] if line else [])
 
 
+def test_a_tensor_of_two_names_has_one_value(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    module[1].weight = module[0].weight
+    weights = {key: value + 1 for key, value in module.state_dict().items()}
+    torch.save(weights, tmp_path / "tied.pth")
+    load(module, tmp_path / "tied.pth", NAME)
+    torch.save(weights | {"1.weight": weights["1.weight"] + 1}, tmp_path / "untied.pth")
+    with pytest.raises(UserError, match=r"0\.weight and 1\.weight are one tensor in teacher\.network=small"):
+        load(module, tmp_path / "untied.pth", NAME)
+
+
 def test_batch_norm_that_saw_no_image_is_said(tmp_path: Path) -> None:
     path, said = saved(small().state_dict())(tmp_path), list[str]()
     load(small(), path, NAME, None, said.append)

@@ -204,6 +204,9 @@ class Net(nn.Linear):
 def number(classes):
     return classes
 
+def lazy(classes):
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(classes))
+
 def fails(classes):
     raise RuntimeError("no luck\\ntoday")
 
@@ -245,6 +248,7 @@ def test_the_example_is_such_a_file() -> None:
         ("", "path/to/file.py:function"),
         ("number", "expected a torch.nn.Module, got int"),
         ("fails", "RuntimeError: no luck today"),
+        ("lazy", "has lazy layers, which have no weights before their first input (1.weight): give them their sizes"),
     ],
 )
 def test_a_users_function_that_does_not_work(own: Callable[[str], str], function: str, said: str) -> None:

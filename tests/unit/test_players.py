@@ -94,6 +94,25 @@ def test_a_restored_run_goes_on_to_the_bit(tmp_path: Path) -> None:
         assert all(torch.equal(value, other[key]) for key, value in player.module.state_dict().items())
 
 
+def test_a_student_with_a_parameter_of_two_names_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "tied.py").write_text(
+        "from torch import nn\n\n\ndef net(classes, channels):\n"
+        "    first, second = nn.Linear(16, 16), nn.Linear(16, 16)\n    second.weight = first.weight\n"
+        "    pool = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16 * channels, 16))\n"
+        "    return nn.Sequential(pool, first, second, nn.Linear(16, classes))\n"
+    )
+    over = {"student": {"network": f"{tmp_path / 'tied.py'}:net"}}
+    first, second = build(over), build(over)
+    play_round(first, 0)
+    checkpoint.store(tmp_path / "kept", first.players, {"round": 1}, keep=1)
+    checkpoint.restore(tmp_path / "kept", second.players)
+    for built in (first, second):
+        play_round(built, 1)
+    one, other = (built.student.module.state_dict() for built in (first, second))
+    assert all(torch.equal(value, other[key]) for key, value in one.items())
+    assert torch.equal(other["1.weight"], other["2.weight"])
+
+
 def test_the_last_k_are_kept(tmp_path: Path) -> None:
     built = build()
     for index in range(1, 5):

@@ -211,6 +211,23 @@ def test_a_student_that_cannot_be_exported_costs_the_run_no_more_than_its_model(
     assert steps(database, run.info.run_id, "a") == [(10, 1.0)]
 
 
+class Locked(nn.Linear):
+    """No copy of it can be made."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.lock = threading.Lock()
+
+
+def test_a_student_that_cannot_be_copied_costs_the_run_no_more_than_its_model(database: Path, tmp_path: Path) -> None:
+    experiment, warnings = open_experiment(f"sqlite:///{database}", tmp_path)
+    experiment.model(Locked(64, 10), SHAPE)
+    experiment.close("FINISHED")
+    (warning,) = warnings
+    assert warning.startswith("MLflow does not hold the student (") and "\n" not in warning
+    assert the_run(database, tmp_path).info.status == "FINISHED"
+
+
 def test_a_relative_store_is_meant_from_the_current_folder(tmp_path: Path) -> None:
     for uri, path in {
         "sqlite:///./a/mlflow.db": "a/mlflow.db",
