@@ -169,9 +169,7 @@ def result(folder: Path) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / 'result.json'} cannot be read: {error}") from None
-    if not (
-        isinstance(content, dict) and {"student", "teacher", "wall_seconds"} <= content.keys()
-    ):
+    if not (isinstance(content, dict) and {"student", "teacher", "wall_seconds"} <= content.keys()):
         raise UserError(f"{folder / 'result.json'} is not what a finished run wrote: delete it, and run it again")
     return content
 
