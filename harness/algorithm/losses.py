@@ -219,8 +219,10 @@ def _unexplained(
     """
     mean, target = inputs / count, targets / count
     among, between = squares / count - mean.outer(mean), products / count - mean.outer(target)
-    variance, tiny = energy / count - target.square().sum(), torch.finfo(among.dtype).tiny
-    ridge = (RIDGE * among.diagonal().mean()).clamp_min(tiny)
+    tiny = torch.finfo(among.dtype).tiny
+    # Of maps that hardly vary about a large mean the differences are rounding, which the mean squares bound.
+    variance = (energy / count - target.square().sum()).maximum(RIDGE * energy / count)
+    ridge = (RIDGE * among.diagonal().mean()).maximum(RIDGE**2 * (squares.diagonal() / count).mean()).clamp_min(tiny)
     solvable = among + ridge * torch.eye(len(among), dtype=among.dtype, device=among.device)
     weights, _ = torch.linalg.solve_ex(solvable, between)  # no check, for which the host would wait: NaN gives NaN
     explained: Tensor = (weights * between).sum()

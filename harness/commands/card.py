@@ -180,7 +180,9 @@ def _command(argv: Sequence[str]) -> list[str]:
 def _scores(config: Config, result: Mapping[str, Any]) -> Iterator[str]:
     names = [name for name in tasks.load(config.task).reported_metrics if result["student"].get(name) is not None]
     if names:
-        yield f"On the test images of {config.data.name}:\n\n| | {' | '.join(names)} |\n|---|{'---|' * len(names)}"
+        sizes = dict.fromkeys("{}x{}".format(*each["network"]) for each in result["student"].get("sizes", []))
+        at = f" (given to the student at {', '.join(list(sizes)[:3])})" if sizes else ""
+        yield f"On the test images of {config.data.name}{at}:\n\n| | {' | '.join(names)} |\n|---|{'---|' * len(names)}"
         for role in ("teacher", "student"):
             scores = result[role] or {}
             if any(scores.get(name) is not None for name in names):

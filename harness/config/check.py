@@ -33,6 +33,7 @@ def check(values: Values, num_channels: int) -> None:
     for path in values:
         if path.startswith("weights.") or path in ("student.attention", "student.hints", "student.features"):
             _check_weight(path, values[path])
+    _check_contrast(values["weights.contrastive"])
 
 
 def refuse_password(uri: str) -> None:
@@ -141,6 +142,8 @@ def _check_optimizer(values: Values, player: str) -> None:
     momentum = values[f"{player}.momentum"]
     _need(values, f"{player}.momentum", 0 <= momentum < 1, "a number in [0, 1)")
     _need(values, f"{player}.momentum", momentum > 0 or not values[f"{player}.nesterov"], "above 0 for nesterov")
+    falling = values[f"{player}.schedule"] != "multistep" or bool(falls)
+    _need(values, f"{player}.milestones", falling, f"fractions of the run, for {player}.schedule=multistep")
     rising = falls == sorted(falls) and all(0 < fall < 1 for fall in falls)
     _need(values, f"{player}.milestones", rising, "rising fractions of the run, each in (0, 1)")
 
@@ -156,6 +159,12 @@ def _check_image_files(background: list[int] | None, labels: Mapping[str, int], 
         if not 0 <= index < classes and index != 255:
             expected = f"expected 0 to {classes - 1}, or 255 for void"
             raise UserError(f"data.labels={dict(labels)}: {key} is class {index}, {expected}")
+
+
+def _check_contrast(weight: float | list[list[float]]) -> None:
+    """Earlier images of rounds without the term have no features, and would count as images that are all alike."""
+    if isinstance(weight, list) and 0 < sum(pair[1] > 0 for pair in weight) < len(weight):
+        raise UserError(f"weights.contrastive={weight!r}: expected values above 0, or 0 in all rounds")
 
 
 def _check_weight(path: str, weight: float | list[list[float]]) -> None:

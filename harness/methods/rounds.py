@@ -198,9 +198,9 @@ def _inverted(config: Config, source: BatchSource) -> list[Turn]:
     _refuse(config, "draws latents without centres of classes", "generator.class_distance")
     if not ever(config.weights.contrastive):
         _refuse(config, "has weights.contrastive=0, so no features are compared", "inversion.bank")
-    if source == "noisy":
+    if source in ("noisy", "pixels"):
         _refuse(config, "has no latents that learn", "inversion.latent_lr")
-    else:
+    if source != "noisy":
         _refuse(config, "has no generator that lasts", "generator.restart")
         _refuse(config, "has no class embeddings", "generator.embeddings")
     _check_generator_terms(config)

@@ -14,29 +14,42 @@ from torch.utils.hooks import RemovableHandle
 from harness.errors import UserError
 
 
-def head(module: nn.Module) -> nn.Module:
-    """The last linear layer, or if there is none the last convolution; its input are the penultimate features."""
-    return module.get_submodule(head_name(module))
+def head(module: nn.Module, classes: int | None = None) -> nn.Module:
+    """The layer that gives the logits; its input are the penultimate features.
+
+    The last linear layer or convolution with as many outputs as there are `classes`; where there is none, or no number
+    is given, the last linear layer, or else the last convolution.
+    """
+    return module.get_submodule(head_name(module, classes))
 
 
-def head_name(module: nn.Module) -> str:
+def head_name(module: nn.Module, classes: int | None = None) -> str:
     """The name of `head`'s layer."""
-    for kinds in (nn.Linear, (nn.Conv2d, nn.ConvTranspose2d)):
-        names: list[str] = [name for name, layer in module.named_modules() if isinstance(layer, kinds)]
-        if names:
-            return names[-1]
+    outputs: dict[str, int] = {}
+    linear: list[str] = []
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.Linear):
+            outputs[name] = layer.out_features
+            linear.append(name)
+        elif isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            outputs[name] = layer.out_channels
+    if names := [name for name, count in outputs.items() if count == classes] or linear or list(outputs):
+        return names[-1]
     raise UserError(f"{type(module).__name__} has neither a linear layer nor a convolution, so no penultimate features")
 
 
 @contextmanager
-def observe_features(module: nn.Module) -> Iterator[list[Tensor]]:
-    """Collects the penultimate features of every forward pass inside the context: [B, F] or [B, F, h, w]."""
+def observe_features(module: nn.Module, classes: int | None = None) -> Iterator[list[Tensor]]:
+    """Collects the penultimate features of every forward pass inside the context: [B, F] or [B, F, h, w].
+
+    `classes` as for `head`.
+    """
     found: list[Tensor] = []
 
     def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         found.append(inputs[0])
 
-    handle = head(module).register_forward_pre_hook(hook)
+    handle = head(module, classes).register_forward_pre_hook(hook)
     try:
         yield found
     finally:

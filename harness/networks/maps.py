@@ -13,7 +13,7 @@ from harness.algorithm.turns import Answer
 from harness.config import PRUNED, Config, ever, image_shape
 from harness.errors import UserError
 from harness.networks import layers
-from harness.networks.layers import observe_maps, pass_with_hooks
+from harness.networks.layers import evaluating, observe_maps, pass_with_hooks
 
 Size = tuple[int, int]
 
@@ -29,6 +29,9 @@ class Compared:
 
 
 NOTHING = Compared()
+
+MIN_POSITIONS = 2
+"""Positions a batch for each channel of a student's layer: with so many, independent layers have hints of a half."""
 
 
 def compared(
@@ -67,7 +70,7 @@ def shared(
     Raises UserError, which names the `field` of the term, if the two have no size in common.
     """
     x = torch.zeros(2, *image_shape(config))
-    own, other = last_by_size(student, x), last_by_size(teacher, x)
+    own, other = (last_by_size(network, x, config.classes) for network in (student, teacher))
     sizes = [size for size in other if size in own]
     if not sizes:
         raise _nothing_shared(config, field, "size of feature maps")
@@ -87,7 +90,11 @@ def shared_blocks(
     theirs, names = _stages(other), dict[str, str]()
     for stage, blocks in _stages(own).items():
         among = theirs.get(stage, [])
-        kept = [among.index(name) for name in blocks] if config.student.network == PRUNED else inherited.get(stage)
+        kept = None
+        if config.student.network == PRUNED:
+            kept = [among.index(name) for name in blocks]
+        elif stage in inherited:  # by the numbers of all its parts, also of those that are no blocks
+            kept = [among.index(f"{stage}.{inherited[stage][int(name.rpartition('.')[2])]}") for name in blocks]
         pairs = zip(blocks, _corresponding(blocks, among, kept), strict=True)
         names |= {name: partner for name, partner in pairs if partner is not None and own[name] == other[partner]}
     if not names:
@@ -144,12 +151,32 @@ def _nothing_shared(config: Config, path: str, what: str) -> UserError:
     )
 
 
-def last_by_size(module: nn.Module, x: Tensor) -> dict[Size, nn.Module]:
+def doubt(config: Config, student: nn.Module, compared: Compared) -> list[str]:
+    """A line where hints can tell little: a student's layer has nearly as many channels as a batch has positions."""
+    if not ever(config.student.hints):
+        return []
+    with evaluating([student]), observe_maps(compared.maps) as found:
+        student(torch.zeros(2, *image_shape(config)))
+    size = config.batch_size // config.micro_batches
+    for _, channels, height, width in (output.shape for output in found):
+        count = size * height * width
+        if count < MIN_POSITIONS * channels:
+            line = (
+                f"student.hints: a layer of the student has {channels} channels, and {size} images have only {count} "
+                f"positions of {height}x{width}, so that it nearly determines the teacher's whatever it is: a larger "
+                "batch_size tells more"
+            )
+            return [line]
+    return []
+
+
+def last_by_size(module: nn.Module, x: Tensor, classes: int | None = None) -> dict[Size, nn.Module]:
     """The last layer with an output of each (height, width) above 1x1, in the order in which the sizes occur.
 
     Blocks count as layers. Not counted: the head, modules that contain it, layers after it, layers called repeatedly.
+    `classes` as for `layers.head`.
     """
-    head = layers.head_name(module)
+    head = layers.head_name(module, classes)
     found: dict[Size, list[nn.Module]] = {}
     calls: dict[nn.Module, int] = {}
 

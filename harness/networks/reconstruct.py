@@ -121,7 +121,7 @@ def _normal_equations(
             for network in (teacher, student):
                 with contextlib.suppress(_Reached):
                     network(batch)
-            x, y = _rows(layer, seen["x"], intercept), _columns(seen["y"], outputs)
+            x, y = _rows(layer, seen["x"], intercept), _columns(layer, seen["y"], outputs)
             gram, moment = gram + (x.T @ x).double(), moment + (x.T @ y).double()
     finally:
         for hook in hooks:
@@ -141,10 +141,10 @@ def _rows(layer: nn.Module, x: Tensor, intercept: bool) -> Tensor:
     return torch.cat([rows, rows.new_ones(len(rows), 1)], 1) if intercept else rows
 
 
-def _columns(y: Tensor, outputs: Sequence[int] | None) -> Tensor:
+def _columns(layer: nn.Module, y: Tensor, outputs: Sequence[int] | None) -> Tensor:
     """A layer's outputs, [positions, kept outputs]."""
     y = y.float() if y.dtype in (torch.float16, torch.bfloat16) else y
-    rows = y.movedim(1, -1).flatten(0, -2) if y.dim() == 4 else y.flatten(0, -2)
+    rows = (y.movedim(1, -1) if isinstance(layer, nn.Conv2d) else y).flatten(0, -2)
     return rows if outputs is None else rows[:, torch.tensor(list(outputs), device=rows.device)]
 
 

@@ -91,6 +91,11 @@ def student(config: Config, structure: Structure | None = None, source: nn.Modul
 
 def pruned(config: Config, teacher: nn.Module) -> Structure:
     """The structure of the student that is cut out of the teacher, the same in every process."""
+    if config.teacher.checkpoint == PRETRAINED and getattr(teacher, "transform_input", False):
+        raise UserError(
+            f"student.network={PRUNED}: {config.teacher.network}'s published weights rescale its input, so that a "
+            "student cut out of it could not be rebuilt without them: take timm's network"
+        )
     noise = torch.randn(NOISE, *image_shape(config), generator=torch.Generator().manual_seed(0))
     with evaluating([teacher]):
         return pruning.plan(teacher, config.student.arguments, noise, f"teacher.network={config.teacher.network}")

@@ -161,7 +161,7 @@ def _resume(
         state, means = restore(machine, path / "checkpoints")
         arguments = (path, config, state["round"], names, warn)
         record = runtime.on_first(lambda: Record(*arguments)) or NoRecord(*arguments)
-        record.began(machine.start)
+        record.began(machine.start, machine.doubts)
         status: Status = "FAILED"
         try:
             report = yield from train(machine, record, state, means, stop, judge)

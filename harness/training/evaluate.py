@@ -157,7 +157,7 @@ class Fitted:
         y: Tensor = self.network(x if taken == given else _resize(x, taken))
         is_map = y.dim() == 4
         record = {"image": list(given), "network": list(taken)} | ({"labels": list(wanted)} if is_map else {})
-        if record not in self.sizes and (is_map or taken != given):
+        if record not in self.sizes and (is_map or taken != given or given != self.size):
             self.sizes.append(record)
         return y if not is_map or tuple(y.shape[2:]) == tuple(wanted) else _resize(y, wanted)
 

@@ -91,6 +91,10 @@ class Machine:
             if share := getattr(config, name).average:
                 player.average = Average(player.module, share * player.num_updates)
         self.sources = Sources(config, runtime, turns, self.generator, self.teacher)
+        self.doubts = maps.doubt(config, self.start.module, own) + (
+            self.sources.pool.doubts if self.sources.pool else []
+        )
+        """Lines for people about settings that can do little."""
         self.inversion = inversion.build(config, runtime, turns, self.teacher, self.student, self.sources.pool)
         if self.inversion:
             self.generator = self.players["generator"] = self.inversion.player

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -13,6 +14,9 @@ from harness.algorithm.turns import Answer
 from harness.config import Config, image_shape
 from harness.distributed.runtime import Runtime
 from harness.errors import UserError
+
+MIN_BATCHES = 4
+"""A pool of fewer is said to be small."""
 
 PREFIX = "pool/"
 """Prefix of the names of its tensors in a checkpoint."""
@@ -38,6 +42,13 @@ class Pool:
             raise UserError(
                 f"replay.memory={limit:g}: a batch of {config.batch_size} takes {self.batch_bytes / 2**20:.3g} MiB: "
                 "set it to several times that" + (", or replay.share=0" if config.replay.share else "")
+            )
+        self.doubts: list[str] = []
+        if self.capacity < MIN_BATCHES:
+            wanted = MIN_BATCHES * math.ceil(self.batch_bytes / 2**20)
+            self.doubts.append(
+                f"replay.memory={limit:g}: the pool holds {self.capacity} batches of {config.batch_size}, so that "
+                f"replayed images are the newest ones again: set it to {wanted} or more"
             )
         size = config.batch_size // config.micro_batches
         own = shard(size, runtime.rank, runtime.world_size)

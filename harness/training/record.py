@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -56,10 +56,10 @@ class Record:
         self._collapsed, self._closed = 0, False
         self.alarm: str | None = None
 
-    def began(self, start: Start) -> None:
-        """What weights the student begins with."""
-        if start.line:
-            self.warn(start.line)
+    def began(self, start: Start, doubts: Sequence[str]) -> None:
+        """What weights the student begins with, and what is to be said of the settings."""
+        for line in ([start.line] if start.line else []) + list(doubts):
+            self.warn(line)
         if start.inherited is not None:
             self.experiment.tag("inherited", f"{start.inherited:.4f}")
 
@@ -150,7 +150,7 @@ class NoRecord(Record):
     def __init__(self, path: Path, config: Config, start: int, names: list[str], warn: Callable[[str], None]) -> None:
         self.path, self.config, self.names, self.alarm = path, config, names, None
 
-    def began(self, start: Start) -> None:
+    def began(self, start: Start, doubts: Sequence[str]) -> None:
         """Nothing."""
 
     def row(self, round_index: int, seconds: float, values: Mapping[str, float]) -> None:

@@ -20,9 +20,12 @@ from harness.networks.maps import NOTHING, Compared, answer
 class Teacher:
     """The frozen teacher: images x [B, C, H, W] -> Answer. It keeps no state."""
 
-    def __init__(self, module: nn.Module, features: bool, moments: bool, compared: Compared = NOTHING) -> None:
+    def __init__(
+        self, module: nn.Module, classes: int, features: bool, moments: bool, compared: Compared = NOTHING
+    ) -> None:
         """Outputs of `judge` besides logits; `compared`: the layers whose outputs the student's terms compare."""
-        self.module, self.features, self.moments, self.compared = module, features, moments, compared
+        self.module, self.classes = module, classes
+        self.features, self.moments, self.compared = features, moments, compared
 
     def answer(self, x: Tensor) -> Answer:
         """Outputs for a student's turn: logits, and the outputs of the layers that are compared."""
@@ -32,7 +35,7 @@ class Teacher:
         """Outputs for the generator's turn: logits, and the features and moments that its terms need."""
         with ExitStack() as stack:
             found = stack.enter_context(moments.observe(self.module)) if self.moments else []
-            features = stack.enter_context(observe_features(self.module)) if self.features else []
+            features = stack.enter_context(observe_features(self.module, self.classes)) if self.features else []
             return Answer(self.module(x), features[-1] if features else None, found)
 
 
@@ -45,18 +48,19 @@ class CompiledTeacher(Teacher):
     def __init__(
         self,
         module: nn.Module,
+        classes: int,
         features: bool,
         moments_wanted: bool,
         compiled: Callable[[Callable[[Tensor], Answer]], Callable[[Tensor], Answer]],
     ) -> None:
-        super().__init__(module, features, moments_wanted)
+        super().__init__(module, classes, features, moments_wanted)
         self._judging = False
         self._moments: list[moments.LayerMoments] = []
         self._features: list[Tensor] = []
         if moments_wanted:
             moments.watch(module, self._take_moments)
         if features:
-            head(module).register_forward_pre_hook(self._take_features)
+            head(module, classes).register_forward_pre_hook(self._take_features)
         self._graph = compiled(self._answer)
 
     def answer(self, x: Tensor) -> Answer:
@@ -97,8 +101,8 @@ def build(config: Config, runtime: Runtime, teacher: nn.Module, generates: bool,
     features = generates and (ever(config.weights.activation) or ever(config.weights.contrastive))
     module = runtime.prepare_teacher(teacher, judges=generates)
     if config.speed.compile:
-        return CompiledTeacher(module, features, judged, runtime.compiled)
-    return Teacher(module, features=features, moments=judged, compared=compared)
+        return CompiledTeacher(module, config.classes, features, judged, runtime.compiled)
+    return Teacher(module, config.classes, features, judged, compared)
 
 
 def _calls_batch_norm(teacher: nn.Module, config: Config) -> bool:

@@ -183,6 +183,13 @@ def test_hints_are_a_term_of_the_students_turn() -> None:
     assert terms.total.item() == pytest.approx((terms.values["discrepancy"] + 2 * terms.values["hints"]).item())
 
 
+def test_hints_of_too_few_positions_are_said() -> None:
+    assert not build("ddad", over={"student": {"hints": 2.0}}).doubts
+    wide = {"student": {"hints": 2.0, "network": "cnn64"}, "batch_size": 4}
+    (line,) = build("ddad", over=wide).doubts
+    assert line.startswith("student.hints: a layer of the student has 128 channels, and 4 images have only 64")
+
+
 def test_maps_are_compared_in_fp32_where_networks_train_in_bf16() -> None:
     built = build("ddad", over={"student": {"hints": 2.0}, "precision": "bf16"})
     found = built.student.answer(torch.zeros(4, 1, 8, 8))

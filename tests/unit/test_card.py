@@ -75,6 +75,7 @@ def made(place: Path, student: str, data: str) -> Path:
         "agreement": 0.75,
         "agreement_on": "generated" if data == "none" else "test",
         "student_updates": 5,
+        "wall_seconds": 5.0,
         "data_free": True,
     }
     folder.write_result(run, result)

@@ -65,6 +65,23 @@ def test_layers_override_each_other_in_order() -> None:
     assert resolve.resolve("digits", file, {"weights": {"batch_norm": 0.7}}).weights.batch_norm == 0.7  # command line
 
 
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        (
+            {"recipe": "cifar10-resnet34-resnet18"},
+            "the values are those of recipe 'digits' of classification: name one",
+        ),
+        ({"task": "segmentation"}, "task='segmentation': the values are those of recipe 'digits'"),
+    ],
+)
+def test_a_run_has_the_name_of_the_recipe_that_it_has_the_values_of(own: dict[str, Any], message: str) -> None:
+    for layers in ((own, None), (None, own)):
+        with pytest.raises(UserError, match=message):
+            resolve.resolve("digits", *layers)
+    assert resolve.resolve("digits", {"recipe": "digits"}).recipe == "digits"
+
+
 def test_a_resolved_file_takes_no_default_again() -> None:
     resolved = config_module.to_dict(
         resolve.resolve("digits", None, {"method": "dfad", "weights": {"batch_norm": 0.5}})

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from harness import task
+from harness import config, task
 from harness.errors import UserError
-from harness.networks import build
+from harness.networks import build, maps
 from harness.networks.inheriting import Inherited, inherit
 
 
@@ -122,3 +122,26 @@ def test_blocks_where_no_stage_has_fewer() -> None:
 def test_blocks_by_a_path_with_dots() -> None:
     _, _, found = inherited("wrn16_1", "wrn28_1", {"layer2": {"layer": [0, 3]}})
     assert found.blocks == {"layer1.layer": [0, 1], "layer2.layer": [0, 3], "layer3.layer": [0, 1]}
+
+
+def test_blocks_behind_a_plain_layer_of_their_stage_are_compared_with_those_they_come_from() -> None:
+    def net(count: int) -> nn.Module:
+        blocks = [nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()) for _ in range(count)]
+        head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+        return nn.ModuleDict({"stage": nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), *blocks), "head": head})
+
+    class Net(nn.Module):
+        def __init__(self, count: int) -> None:
+            super().__init__()
+            self.parts = net(count)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            answer: torch.Tensor = self.parts["head"](self.parts["stage"](x))
+            return answer
+
+    student, teacher = Net(2), Net(4)
+    settings = config.build({"task": "classification", "classes": 5, "input": {"size": 8}})
+    theirs, ours = maps.shared_blocks(settings, teacher, student, {"parts.stage": [0, 1, 3]})
+    stage, other = student.parts["stage"], teacher.parts["stage"]
+    assert ours == [stage[1], stage[2]]
+    assert theirs == [other[2], other[4]], "each does the work up to the next one that was kept"

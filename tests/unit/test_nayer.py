@@ -191,6 +191,13 @@ def test_a_file_of_other_content_is_refused_in_one_line(tmp_path: Path, content:
         ("kd", {"inversion": {"source": "noisy"}}, "source=noisy: method=kd generates no images: set null"),
         ("cmi", {"generator": {"restart": 3}}, "restart=3: method=cmi has no generator that lasts: set 0"),
         ("nayer", {"inversion": {"latent_lr": 0.1}}, "latent_lr=0.1: method=nayer has no latents that learn: set null"),
+        (
+            "deepinversion",
+            {"inversion": {"latent_lr": 0.1}},
+            "method=deepinversion has no latents that learn: set null",
+        ),
+        ("cmi", {"weights": {"contrastive": [[0, 0.0], [3, 0.8]]}}, "expected values above 0, or 0 in all rounds"),
+        ("nayer", {"student": {"schedule": "multistep"}}, "expected fractions of the run, for student.schedule=multi"),
         ("nayer", {"generator_steps": 2}, "generator_steps=2: method=nayer has no generator for the whole run: set 1"),
     ],
 )

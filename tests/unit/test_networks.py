@@ -296,6 +296,16 @@ def test_features_are_the_input_of_the_head() -> None:
     assert "neither a linear layer nor a convolution" in refusal(layers.head, nn.ReLU())
 
 
+@pytest.mark.parametrize("name", ["smp:Segformer/resnet18", "smp:Unet/mit_b0"])
+def test_the_head_of_a_segmentation_network_with_linear_layers(name: str) -> None:
+    module = network(task.load("segmentation"), name, 5, 3).eval()
+    head = layers.head(module, 5)
+    assert head is module.segmentation_head[0]
+    with torch.no_grad(), layers.observe_features(module, 5) as features:
+        module(torch.zeros(2, 3, 64, 64))
+    assert features[0].dim() == 4
+
+
 def test_a_file_is_recorded_by_path_size_and_digest(tmp_path: Path) -> None:
     Path("weights.pt").write_bytes(b"abc")
     digest = hashlib.sha256(b"abc").hexdigest()

@@ -32,6 +32,14 @@ def rows(batch: Tensor) -> list[bytes]:
     return [row.numpy().tobytes() for row in batch]
 
 
+def test_a_pool_of_few_batches_is_said() -> None:
+    built = build("ddad", over=REPLAY)
+    assert not built.doubts
+    small = merge(REPLAY, {"replay": {"memory": 2.5 * pool(built).batch_bytes / 2**20}})
+    (line,) = build("ddad", over=small).doubts
+    assert "the pool holds 2 batches of" in line and "set it to 4 or more" in line
+
+
 def test_the_share_is_of_the_students_turns() -> None:
     turns = build("ddad", over=REPLAY).turns
     assert [turn.source for turn in turns] == ["latents"] * FRESH + ["pool"] * 2 + ["latents"]

@@ -78,13 +78,14 @@ def test_processes_that_add_up_their_sums_find_what_one_finds() -> None:
     torch.testing.assert_close(first.state_dict(), alone.state_dict(), rtol=1e-10, atol=1e-10)
 
 
-def test_a_linear_layer_is_fitted_and_the_modes_stay() -> None:
+@pytest.mark.parametrize("shape", [(64,), (4, 2, 8)], ids=["rows", "a map, channels last, as ConvNeXt's"])
+def test_a_linear_layer_is_fitted_and_the_modes_stay(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     teacher = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2)).double()
     teacher[0].weight.data[2:], teacher[0].bias.data[2:] = teacher[0].weight.data[:2], teacher[0].bias.data[:2]
     student = nn.Sequential(nn.Linear(5, 2), nn.ReLU(), nn.Linear(2, 2)).double()
     student[0].weight.data, student[0].bias.data = teacher[0].weight.data[:2], teacher[0].bias.data[:2]
-    x = torch.randn(64, 5, dtype=torch.float64)
+    x = torch.randn(*shape, 5, dtype=torch.float64)
     assert reconstruct(teacher, student, {"0": {"out": [0, 1]}, "2": {"in": [0, 1]}}, [x]) == ["2"]
     assert (student(x) - teacher(x)).abs().max() < 1e-2
     assert teacher.training and student.training

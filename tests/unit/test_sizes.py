@@ -64,8 +64,10 @@ def test_images_for_a_network_of_one_size_are_resized_to_it() -> None:
 def test_a_classifier_that_takes_the_size_leaves_no_record() -> None:
     fitted = Fitted(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), (8, 8))
     with evaluating([fitted.network]):
-        assert fitted(torch.ones(2, 3, 7, 7), ()).shape == (2, 3)
-    assert fitted.sizes == []
+        assert fitted(torch.ones(2, 3, 8, 8), ()).shape == (2, 3)
+        assert fitted.sizes == []
+        fitted(torch.ones(2, 3, 7, 7), ())
+    assert fitted.sizes == [{"image": [7, 7], "network": [7, 7]}], "not the run's size"
 
 
 @pytest.mark.parametrize(
