@@ -74,10 +74,8 @@ class Study:
         height = math.ceil(len(pairs) / width)
         size = (7 * width, 3.2 * height)
         figure, grid = plt.subplots(height, width, figsize=size, squeeze=False, layout="constrained")
-        present = {row["name"] for pair in pairs for row in rows(pair)}
-        styles = dict(zip([name for name in self.methods if name in present], STYLES, strict=False))
         for pair, axes in zip(pairs, grid.flat, strict=False):
-            named: set[str] = set()
+            styles, named = self.styles(pair), set[str]()
             for row in rows(pair):
                 done, agreement = curve(row)
                 (colour, dashes), first = styles[row["name"]], row["name"] not in named
@@ -96,6 +94,11 @@ class Study:
         self.figure_file.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(self.figure_file, dpi=130)
         plt.close(figure)
+
+    def styles(self, pair: str) -> dict[str, tuple[str, str]]:
+        """Colour and dashes of each method in the panel of a pair, no two alike."""
+        present = {row["name"] for row in rows(pair)}
+        return dict(zip([name for name in self.methods if name in present], STYLES, strict=False))
 
     def execute(self, pair: str, name: str, seed: int, seconds: float) -> dict[str, Any]:
         """The row of a run of so many seconds of processor time, from the results file where it is there."""
