@@ -39,6 +39,7 @@ def resolve(
     if not name:
         raise UserError("no recipe was named: give one (`ddad recipes` lists them) or --config with a resolved file")
     task_name, function = task.find_recipe(str(name))
+    task.load(str(own.get("task", task_name)))
     for key, value in (("recipe", name), ("task", task_name)):
         if own.get(key, value) != value:
             raise UserError(f"{key}={own[key]!r}: the values are those of recipe {name!r} of {task_name}: name one")

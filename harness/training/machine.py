@@ -83,6 +83,8 @@ class Machine:
         theirs = own = maps.NOTHING
         if teacher:
             theirs, own = maps.compared(config, teacher, self.start.module, self.start.blocks)
+        self.doubts = maps.doubt(config, self.start.module, own)
+        """Lines for people about settings that can do little."""
         self.teacher = build_teacher(config, runtime, teacher, generates, theirs) if teacher else None
         self.players = {name: self._player(name, module) for name, module in modules.items()}
         self.student, self.generator = self.players["student"], self.players.get("generator")
@@ -91,10 +93,7 @@ class Machine:
             if share := getattr(config, name).average:
                 player.average = Average(player.module, share * player.num_updates)
         self.sources = Sources(config, runtime, turns, self.generator, self.teacher)
-        self.doubts = maps.doubt(config, self.start.module, own) + (
-            self.sources.pool.doubts if self.sources.pool else []
-        )
-        """Lines for people about settings that can do little."""
+        self.doubts += self.sources.pool.doubts if self.sources.pool else []
         self.inversion = inversion.build(config, runtime, turns, self.teacher, self.student, self.sources.pool)
         if self.inversion:
             self.generator = self.players["generator"] = self.inversion.player

@@ -140,7 +140,7 @@ def uneven_evaluation(machine: Machine) -> list[float | None]:
     last = machine.networks()
     assert last.teacher
     roles = {"student": last.student, "teacher": last.teacher}
-    scores = evaluate.on_test_set(tasks.load("classification"), 4, roles, own, machine.runtime)
+    scores = evaluate.on_test_set(tasks.load("classification"), 4, roles, own, machine.runtime, (8, 8))
     return [scores.agreement, scores.teacher["accuracy"], scores.student["accuracy"]]
 
 
