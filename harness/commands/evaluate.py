@@ -140,9 +140,8 @@ def _check_names(name: str, known: Sequence[str], scores: evaluate.Scores, warn:
 
     Numbers, which classes without names have, are not compared. `name` stands for the network.
     """
-    differing = [
-        (index, *pair) for index, pair in enumerate(zip(known, scores.classes, strict=False)) if len(set(pair)) > 1
-    ]
+    pairs = zip(known, scores.classes, strict=False)  # a network may have one class more, for void
+    differing = [(index, own, other) for index, (own, other) in enumerate(pairs) if own != other]
     if not differing or all(each.isdecimal() for each in known) or all(each.isdecimal() for each in scores.classes):
         return
     index, own, other = differing[0]
