@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -35,6 +36,18 @@ def nearest(word: str, known: Iterable[str], otherwise: str | None = None) -> st
     if close:
         return "; did you mean " + " or ".join(repr(c) for c in close) + "?"
     return f"; {otherwise}" if otherwise else "; known: " + ", ".join(words)
+
+
+def memory_wanted(error: BaseException) -> str | None:
+    """What an allocation that failed was for, such as `20.00 GiB`, "" where it is not said; None for other errors."""
+    text = str(error)
+    # torch's error for the memory of a device has a class of its own, that for the host's has not
+    if not (isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate" in text):
+        return None
+    found = re.search(r"ried to allocate ([\d.]+) (\w+)", text)
+    if not found:
+        return ""
+    return f"{int(found[1]) / 2**30:.1f} GiB" if found[2] == "bytes" else f"{found[1]} {found[2]}"
 
 
 def one_line(message: object) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
-from harness.errors import Diverged, Lost, UserError
+from harness.errors import Diverged, Lost, UserError, memory_wanted
 
 if TYPE_CHECKING:
     from harness.training.distill import Report
@@ -117,6 +117,10 @@ def report_error(line: str) -> None:
     if rank() > 0:
         time.sleep(SECONDS_TO_REPORT * (1 + int(os.environ.get("LOCAL_RANK", "0")) / 10))
         line = f"rank {rank()}: {line}"
+    _report_at_once(line)
+
+
+def _report_at_once(line: str) -> None:
     print(f"ddad: {line}", file=sys.stderr, flush=True)
 
 
@@ -166,12 +170,19 @@ def run_command(command: Callable[[], int | None]) -> NoReturn:
         code = error.exit_code
     except Lost as error:
         if rank() <= 1:  # rank 0 may be the one that was lost
-            print(f"ddad: {error}", file=sys.stderr, flush=True)
+            _report_at_once(str(error))
         code = error.exit_code
     except Exception as error:
-        if not hasattr(error, "format_message"):  # a usage error of typer's own command parser
+        if (wanted := memory_wanted(error)) is not None:
+            LOG.debug("refused", exc_info=error)
+            _report_at_once(
+                f"not enough memory{wanted and f' for {wanted} more'}: a smaller batch_size, micro_batches=N (a batch in "
+                "N parts) or a smaller input.size needs less; a run's last checkpoint is kept"
+            )
+        elif hasattr(error, "format_message"):  # a usage error of typer's own command parser
+            report_error(error.format_message())
+        else:
             raise
-        report_error(error.format_message())
         code = 2
     finally:
         for number, handler in before.items():

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from harness import task
+from harness.errors import memory_wanted
 from tests.end_to_end.conftest import DIGITS, OWN, TEACHER, UNTAUGHT, Ddad, contents, run_ddad, teacher_weights
 
 PRUNED = ("student.network=pruned",)
@@ -211,6 +212,26 @@ def test_process_says_one_line(workplace: Path, words: tuple[str, ...]) -> None:
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert done.stderr.startswith("ddad: unknown ")
     assert contents(workplace) == before
+
+
+def test_more_memory_than_there_is(workplace: Path, ddad: Ddad) -> None:
+    before = contents(workplace)
+    said = ddad(*DIGITS, "input.size=4000000")
+    assert said.complaint().startswith("not enough memory for 178813.9 GiB more: a smaller batch_size, micro_batches=N")
+    assert contents(workplace) == before
+
+
+@pytest.mark.parametrize(
+    ("error", "wanted"),
+    [
+        (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.50 GiB. GPU 0 has ..."), "20.50 GiB"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 3221225472 bytes"), "3.0 GiB"),
+        (MemoryError(), ""),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), None),
+    ],
+)
+def test_errors_of_memory(error: Exception, wanted: str | None) -> None:
+    assert memory_wanted(error) == wanted
 
 
 def test_mistake_shows_before_a_teacher_is_taught(workplace: Path, ddad: Ddad) -> None:
