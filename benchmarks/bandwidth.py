@@ -38,13 +38,13 @@ def passes(strategy: str, stage: int = 0) -> tuple[float, float]:
     return (3.0, 1.0) if sharded else (2.0, 0.0)
 
 
-def sent(sizes: Mapping[str, float], steps: int, own: float, guest: float, teacher: bool) -> float:
+def sent(sizes: Mapping[str, float], steps: int, own: float, others: float, teacher: bool) -> float:
     """Bytes a process sends in a round, but for the factor (W - 1) / W: `steps` student turns, one of the generator.
 
     The student runs forward and backward in the generator's turn, the generator only forward in each student turn.
     """
-    student = sizes["student"] * (steps * own + 2 * guest)
-    generator = sizes["generator"] * (own + steps * guest)
+    student = sizes["student"] * (steps * own + 2 * others)
+    generator = sizes["generator"] * (own + steps * others)
     return student + generator + (sizes["teacher"] * (steps + 2) if teacher else 0.0) + 2 * sizes["norms"]
 
 
@@ -66,8 +66,8 @@ def main() -> None:
         config = resolve.untrained(resolve.resolve(recipe, None, {"tracking": {"uri": "none"}, "batch_size": 2}))
         flops, sizes, reductions = _count(config)
         seconds = flops / config.batch_size * given.batch / (given.tflops * 1e12)
-        for name, (own, guest, teacher) in strategies.items():
-            total = sent(sizes, config.student_steps, own, guest, teacher)
+        for name, (own, others, teacher) in strategies.items():
+            total = sent(sizes, config.student_steps, own, others, teacher)
             loads = [total * (world - 1) / world for world in WORLDS]
             megabytes = " / ".join(f"{load / 1e6:.0f}" for load in loads)
             rates = " / ".join(f"{load * 8 / (seconds * given.share) / 1e9:.0f}" for load in loads)

@@ -34,7 +34,6 @@ from benchmarks import pace, samples
 from benchmarks.comparison import draw, table
 from harness import methods, resolve, task
 from harness.config import Config, identity
-from harness.config.parse import merge
 from harness.errors import UserError
 from harness.run import folder, metrics
 
@@ -262,7 +261,7 @@ def add(file: Path, row: dict[str, Any]) -> None:
 def teach(suite: str, words: Sequence[str]) -> None:
     """The suite's teacher, where it is to be taught and not there yet."""
     chosen = (*SUITES[suite].words, *words)
-    config = resolve.resolve(SUITES[suite].recipe, None, merge({}, resolve.read_overrides(chosen)))
+    config = resolve.resolve(SUITES[suite].recipe, None, resolve.read_overrides(chosen))
     if not Path(str(config.teacher.checkpoint)).exists():
         command = [sys.executable, "-m", "harness", "teach", SUITES[suite].recipe, *chosen, "tracking.uri=none"]
         if code := subprocess.run(command, check=False).returncode:

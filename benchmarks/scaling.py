@@ -116,7 +116,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.worker:
         one = measure(Setting(*given.worker), given.rounds, given.output)
-        (given.output / f"{_place()}.json").write_text(json.dumps(one))
+        (given.output / f"{_index()}.json").write_text(json.dumps(one))
         leave()
         return
     first, *more = sorted(given.worlds)
@@ -189,7 +189,7 @@ def _start(setting: Setting, num_rounds: int) -> dict[str, Any]:
         return {**found[0], "images_per_second": speed, "others": max(0.0, others) / seconds}
 
 
-def _place() -> int:
+def _index() -> int:
     """Which of a setting's processes this is."""
     return int(os.environ.get("APART") or os.environ["RANK"])
 
@@ -197,12 +197,12 @@ def _place() -> int:
 def _pin() -> None:
     """A core for this process and all of its threads: moving about costs a process its caches."""
     cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[_place() % len(cores)]})
+    os.sched_setaffinity(0, {cores[_index() % len(cores)]})
 
 
 def _meet(folder: Path, setting: Setting) -> None:
     """All processes of a setting go on together; those of runs apart cannot tell each other."""
-    (folder / f"{_place()}.ready").touch()
+    (folder / f"{_index()}.ready").touch()
     while len(list(folder.glob("*.ready"))) < setting.world_size:
         time.sleep(0.001)
 

@@ -1,4 +1,4 @@
-"""Data-free distillation; from Python: `from harness import distill`. It knows no data set, no MLflow server, no Ray.
+"""Data-free distillation; from Python: `from harness import distill`. Data sets are in `tasks`, sweeps in `tune`.
 
 The names below are imported when they are first asked for: torch takes seconds.
 """

@@ -68,13 +68,12 @@ def _finish(overlay: Overlay, given: Collection[str]) -> Config:
     config = config_module.build(overlay)
     refuse_password(config.tracking.uri)
     task.load(config.task)
-    methods.find(config.method, config.variant)
+    method, _ = methods.find(config.method, config.variant)
     for role in ("teacher", "student"):
         absent = not getattr(config, role).network and role not in given
         if absent and (role, config.method) != ("teacher", "supervised"):
             raise UserError(f"{role}.network is not set: name a network, or path/to/file.py:function")
-    taught = methods.find(config.method, config.variant)[0].has_teacher
-    if not taught and (config.student.network == PRUNED or config.student.start == FROM_TEACHER):
+    if not method.has_teacher and (config.student.network == PRUNED or config.student.start == FROM_TEACHER):
         asked = f"network={PRUNED}" if config.student.network == PRUNED else f"start={FROM_TEACHER}"
         raise UserError(f"student.{asked}: method={config.method} has no teacher whose weights the student could take")
     fill: dict[str, Any] = {}

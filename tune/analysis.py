@@ -41,12 +41,11 @@ def default_scores(plan: Plan, base: Config) -> dict[str, float | None]:
 
 
 def correlations(plan: Plan, base: Config, trials: Sequence[TrialRecord]) -> list[dict[str, Any]]:
-    """Spearman's rank correlation of the data-free objective and the metric on real data; none without data.
+    """Spearman's rank correlation of the data-free objective and the metric on real data, one for each evaluation.
 
-    With an oracle as the objective, that of the agreement on the probe.
-
-    One for each evaluation, over the trials that had as many student updates: both scores grow during a run, so trials
-    of different length would correlate for that reason alone.
+    None without data. With an oracle as the objective, that of the agreement on the probe. Only trials with as many
+    student updates are compared: both scores grow during a run, so that trials of different length would correlate for
+    that reason alone.
     """
     metric = oracle_metric(base)
     if metric is None:

@@ -14,7 +14,7 @@ from harness.config import Config, Weight, bookkeeping, build, flat, parse, to_d
 from harness.methods import METHODS
 from harness.run import folder
 from harness.training.inversion import inverts
-from tune import probe, spaces
+from tune import probe
 from tune.plan import NUM_EVALUATIONS, Plan
 
 
@@ -30,7 +30,7 @@ def of_sample(plan: Plan, sample: dict[str, Any]) -> Config:
     `rounds` changes, and with it every other value that is counted in rounds. The learning-rate schedules cover these
     rounds, even if a scheduler ends the trial early.
     """
-    base, overlay = plan.base, parse.merge(plan.overrides, spaces.nested(sample))
+    base, overlay = plan.base, parse.merge(plan.overrides, parse.nest(sample))
     steps = sample.get("student_steps", base.student_steps)
     if steps == base.student_steps:
         return resolve.resolve(plan.recipe, plan.file, overlay)
@@ -49,7 +49,7 @@ def _rescaled(config: Config, sample: dict[str, Any], factor: float) -> dict[str
     }
     if inverts(METHODS[config.method].turns(config)):
         values["inversion.rounds"] = max(1, round(config.inversion.rounds * factor))
-    return spaces.nested({path: value for path, value in values.items() if path not in sample})
+    return parse.nest({path: value for path, value in values.items() if path not in sample})
 
 
 def _weight_paths(kind: type, prefix: str = "") -> Iterator[str]:

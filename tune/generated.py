@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import safetensors
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +16,7 @@ from harness.distributed.runtime import Runtime
 from harness.methods import METHODS
 from harness.networks import preprocessing, roles
 from harness.training import sources
+from harness.training.checkpoint import every, part
 from harness.training.inversion import inverts
 from harness.training.pool import PREFIX, Pool
 
@@ -26,18 +26,13 @@ def restored(module: nn.Module, checkpoint: Path, name: str) -> nn.Module:
 
     If the run averages this player's weights, these are the averages, as in the run's evaluations and its result.
     """
-    state: dict[str, Tensor] = {}
-    with safetensors.safe_open(checkpoint, framework="pt") as file:
-        for prefix in (f"{name}/model/", f"{name}/average/"):
-            keys = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118 - not a dictionary
-            state |= {key.removeprefix(prefix): file.get_tensor(key) for key in keys}
-    module.load_state_dict(state)
+    module.load_state_dict(part(checkpoint, f"{name}/model/") | part(checkpoint, f"{name}/average/"))
     return module.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def last_checkpoint(run: Path) -> Path | None:
     """The latest checkpoint in a run folder; None if there is none."""
-    return max((run / "checkpoints").glob("round-*.safetensors"), default=None)
+    return max(every(run / "checkpoints"), default=None)
 
 
 def images(config: Config, checkpoint: Path, *keys: int | str) -> Iterator[Tensor]:
@@ -62,9 +57,7 @@ def images(config: Config, checkpoint: Path, *keys: int | str) -> Iterator[Tenso
 def _pooled(config: Config, checkpoint: Path, *keys: int | str) -> Iterator[Tensor]:
     """Yields batches of images without end, drawn from the pool in a checkpoint."""
     pool = Pool(config, Runtime(config), fresh=())
-    with safetensors.safe_open(checkpoint, framework="pt") as file:
-        names = [name for name in file.keys() if name.startswith(PREFIX)]  # noqa: SIM118 - not a dictionary
-        pool.load({name: file.get_tensor(name) for name in names})
+    pool.load({PREFIX + name: values for name, values in part(checkpoint, PREFIX).items()})
     for index in itertools.count():
         yield pool.sample(config.batch_size, *keys, index)
 
@@ -78,9 +71,9 @@ def views_of(config: Config, images: Tensor) -> Tensor:
 def mixtures_of(config: Config, images: Tensor) -> Tensor:
     """Each image [N, C, H, W] mixed with another one: u a + (1 - u) b, u in [0, 1) (mixup, arXiv:1710.09412)."""
     number = len(images)
-    share = uniform(range(number), number, 1, config.seed, "probe mixtures")[:, :, None, None]
+    draws = uniform(range(number), number, 1, config.seed, "probe mixtures")[:, 0]
     order = torch.randperm(number, generator=torch.Generator().manual_seed(mix(config.seed, "probe pairs")))
-    return share * images + (1 - share) * images[order]
+    return views.mixup(images, images[order], draws)
 
 
 CHANGES: dict[str, Callable[[Config, Tensor], Tensor]] = {

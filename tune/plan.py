@@ -29,9 +29,6 @@ NUM_TRIALS = 16
 NUM_EVALUATIONS = 8
 """Evaluations of each trial, at equal distances in student updates. The first one is ASHA's first rung."""
 
-PROBE_METRIC = "evaluation/probe_agreement"
-"""The name of the agreement on the probe in the metrics of every trial."""
-
 DEFAULT_OBJECTIVE, DEFAULT_IMAGES = "agreement", probe.GENERATOR
 """What is maximised, and what the probe is made of, where nothing is given."""
 
@@ -39,6 +36,10 @@ DEFAULT_OBJECTIVE, DEFAULT_IMAGES = "agreement", probe.GENERATOR
 def probe_metric(objective: str) -> str:
     """The name of a data-free objective in the metrics of every trial."""
     return f"evaluation/probe_{objective}"
+
+
+PROBE_METRIC = probe_metric("agreement")
+"""The name of the agreement on the probe in the metrics of every trial."""
 
 
 @dataclass(frozen=True)

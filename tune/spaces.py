@@ -167,7 +167,7 @@ def check(space: Space, config: Config) -> None:
             raise UserError(f"space: {path} cannot be searched: it does not change the result of a run")
         for value in _samples(distribution):
             try:
-                build(parse.merge(base, nested({path: value})))
+                build(parse.merge(base, parse.nest({path: value})))
             except UserError as error:
                 raise UserError(f"space: {path}: {distribution.kind} does not fit the field: {error}") from None
 
@@ -178,16 +178,6 @@ def _samples(distribution: Distribution) -> list[Any]:
         return list(distribution.values)
     low, high = distribution.values
     return [low, high] if distribution.kind.endswith("integer") else [low, high, (2 * low + high) / 3]
-
-
-def nested(sample: Mapping[str, Any]) -> dict[str, Any]:
-    """{dotted path: value} as a nested overlay; None is kept as a value."""
-    overlay: dict[str, Any] = {}
-    for path, value in sample.items():
-        for name in reversed(path.split(".")):
-            value = {name: value}
-        overlay = parse.merge(overlay, value)
-    return overlay
 
 
 def grid(space: Space) -> list[dict[str, Any]]:

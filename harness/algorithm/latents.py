@@ -46,6 +46,12 @@ def shard(total: int, rank: int, world_size: int) -> range:
     return range(rank * total // world_size, (rank + 1) * total // world_size)
 
 
+def part_shard(size: int, part: int, rank: int, world_size: int) -> range:
+    """The rows of a global batch that belong to a rank in micro-batch `part` of `size` rows."""
+    own = shard(size, rank, world_size)
+    return range(part * size + own.start, part * size + own.stop)
+
+
 def seed_dropout(device: torch.device, seed: int) -> None:
     """Seeds torch's global generators, on the host and on this device.
 

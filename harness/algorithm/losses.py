@@ -78,7 +78,7 @@ def features(t: Sequence[Tensor], s: Sequence[Tensor]) -> Term:
 
 
 RIDGE = 1e-3
-"""Of the least squares fit of the hints, as a share of the mean variance of the student's channels."""
+"""Ridge of the least-squares fit in `hints`, as a share of the mean variance of the student's channels."""
 
 
 def hints(t: Sequence[Tensor], s: Sequence[Tensor]) -> Term:

@@ -48,7 +48,7 @@ class _SumsAboutMean(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(x, mean)
-        centred = _wide(x) - _column(mean, x)
+        centred = wide(x) - _column(mean, x)
         axes = [axis for axis in range(x.dim()) if axis != 1]
         return centred.sum(axes), centred.square_().sum(axes)
 
@@ -56,7 +56,7 @@ class _SumsAboutMean(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         x, mean = ctx.saved_tensors
         slope = 2 * grads[1]
-        return torch.addcmul(_column(grads[0] - slope * mean, x), _wide(x), _column(slope, x)).to(x.dtype), None
+        return torch.addcmul(_column(grads[0] - slope * mean, x), wide(x), _column(slope, x)).to(x.dtype), None
 
 
 @contextmanager
@@ -86,10 +86,10 @@ def watch(module: nn.Module, take: Callable[[NormLayer, Tensor], None]) -> list[
 def layer_moments(layer: NormLayer, x: Tensor) -> LayerMoments:
     """Moments of a layer's input x [B, C, ...], in fp32 or wider."""
     assert layer.running_mean is not None and layer.running_var is not None
-    mean = _wide(layer.running_mean)
+    mean = wide(layer.running_mean)
     first, second = cast(tuple[Tensor, Tensor], _SumsAboutMean.apply(x, mean))
     count = first.new_full((1,), x.numel() / x.shape[1])
-    return LayerMoments(torch.cat([count, first, second]), _wide(layer.running_var), layer.eps)
+    return LayerMoments(torch.cat([count, first, second]), wide(layer.running_var), layer.eps)
 
 
 def norm_distance(sums: Tensor, layer: LayerMoments) -> Tensor:
@@ -121,7 +121,8 @@ def _layers(module: nn.Module) -> Iterator[NormLayer]:
             yield layer
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
+    """fp16 and bf16 as fp32, since statistics need more than their 8 to 11 bits; other types as they are."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 

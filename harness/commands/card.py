@@ -119,7 +119,7 @@ def _text(run: Path, target: Path, result: Mapping[str, Any], record: Mapping[st
 def _front(config: Config, result: Mapping[str, Any], teacher: Mapping[str, Any]) -> str:
     """The metadata that a hub reads, as YAML between two lines."""
     metrics = [METRICS[name] for name in METRICS if result["student"].get(name) is not None]
-    maps = len(tasks.load(config.task).answer_shape(config.classes, 8, 8)) > 1
+    maps = tasks.is_dense(config.task)
     front = {
         "library_name": "pytorch",
         "pipeline_tag": "image-segmentation" if maps else "image-classification",

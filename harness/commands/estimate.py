@@ -197,7 +197,7 @@ def _disk(built: Machine) -> int:
         average = player.average.tensors() if player.average else {}
         for tensors in (player.engine.weights(), player.engine.moments(), average):
             checkpoint += _num_bytes(tensors.values())
-    return built.config.checkpoint.keep * checkpoint + _num_bytes(built.student.module.state_dict().values())
+    return built.config.checkpoint.keep * checkpoint + layers.num_bytes(built.student.module)
 
 
 def _num_bytes(tensors: Iterable[Tensor]) -> int:

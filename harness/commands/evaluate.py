@@ -33,13 +33,13 @@ def of_run(
 ) -> dict[str, Any]:
     """Scores of a finished run: {"run", "student", "teacher", "agreement", "agreement_on", "test_images", "missing"}.
 
-    `given` sets paths of its configuration, so that it can be scored on other data; None leaves what it had. So does
-    `over`, an overlay, in which None is null. `teacher` and `student`: the modules that the run was given from Python.
-    A teacher's file that has moved or changed is named in "missing" and through `warn`; the student is still scored.
-    Raises UserError where the data has the student's classes in another order.
+    `given` sets paths of its configuration, so that it can be scored on other data; None leaves what it had.
+    `over`, an overlay, sets paths too; there None sets null. `teacher` and `student`: the modules that the run was
+    given from Python. A teacher's file that has moved or changed is named in "missing" and through `warn`; the student
+    is still scored. Raises UserError where the data has the student's classes in another order.
     """
     run = Path(run)
-    last = recorded.read(run, merge(nest(given), over or {}), {"teacher": teacher, "student": student})
+    last = recorded.read(run, merge(_nest(given), over or {}), {"teacher": teacher, "student": student})
     settings = last.config
     found, record = load_student(run, last.given.student_source(settings))
     for problem in last.missing:
@@ -82,8 +82,7 @@ def of_onnx(
     if about is None:
         warn(f"no {file.name}.json beside the file: normalisation and size are those of {data}, or as options say")
     own = _as_described(about, network.shape) if about else {}
-    chosen = {key: value for key, value in given.items() if value is not None}
-    settings = _settings(str(file), data, merge(nest({**own, **chosen}), over or {}), {})
+    settings = _settings(str(file), data, merge(merge(nest(own), _nest(given)), over or {}), {})
     fit.check_answer(f"--onnx {file}", network, settings)
     scores = evaluate.measure(settings, None, network.eval(), None, Runtime(settings))
     _check_names(str(file), (about or {}).get("class_names") or [], scores, warn)
@@ -103,12 +102,13 @@ def of_network(
     """Scores of any network on the test images of a data set: {"network", "checkpoint", "data", metrics}.
 
     `file` holds its weights: a path, hub:OWNER/NAME or "pretrained". `given` sets paths of a configuration, among them
-    `teacher.entry`, which names the weights in the file; a value of None leaves what the data set asks for. So does
-    `over`, an overlay, in which None is null. `warn` is told which weights were taken where the file holds others.
+    `teacher.entry`, which names the weights in the file; a value of None leaves what the data set asks for.
+    `over`, an overlay, sets paths too; there None sets null. `warn` is told which weights were taken where the file
+    holds others.
     """
     weights = str(file)
     own = pretrained.expected(name, {}) if weights == PRETRAINED else {}
-    settings = _settings(name, data, merge(nest(given), over or {}), {"teacher": own})
+    settings = _settings(name, data, merge(_nest(given), over or {}), {"teacher": own})
     module = roles.with_weights(settings, weights, f"--network {name}", warn, "--entry ")
     fit.check_answer(f"--network {name}", module, settings)
     runtime = Runtime(settings)
@@ -154,6 +154,10 @@ def _check_names(name: str, known: Sequence[str], scores: evaluate.Scores, warn:
 def _generate(networks: Networks) -> Callable[[int, int], Tensor]:
     """The images on which agreement is measured: generate(batch size, index of the batch)."""
     return lambda count, index: networks.generate(count, "evaluation", index)
+
+
+def _nest(given: Mapping[str, Any]) -> dict[str, Any]:
+    return nest({path: value for path, value in given.items() if value is not None})
 
 
 def _settings(name: str, data: str, given: Overlay, own: Overlay) -> Config:

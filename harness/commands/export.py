@@ -1,4 +1,4 @@
-"""The student by itself: in its run folder, and as safetensors, ONNX or torch.export for use elsewhere."""
+"""`ddad export`: the student as a safetensors, ONNX or torch.export file for use elsewhere."""
 
 from __future__ import annotations
 
@@ -120,11 +120,10 @@ def _write_at(
 
 def _step(module: nn.Module, record: dict[str, Any]) -> int | None:
     """What height and width may vary by, of a network whose logits are maps; None where their size is fixed."""
-    x = _images(record, 2)
-    if len(tasks.load(record["task"]).answer_shape(record["classes"], *x.shape[2:])) == 1:
+    if not tasks.is_dense(record["task"]):
         return None
     with evaluating([module]):
-        return sizes.multiple(module, x)
+        return sizes.multiple(module, _images(record, 2))
 
 
 def _input(record: dict[str, Any], step: int | None) -> dict[str, Any]:

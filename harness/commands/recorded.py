@@ -19,7 +19,7 @@ from harness.methods import find
 from harness.networks import own_file, roles, sources
 from harness.networks.given import Given, take
 from harness.run import folder
-from harness.run import given as kept
+from harness.run import given as given_files
 from harness.training import checkpoint
 from harness.training.machine import Machine, Networks
 
@@ -49,9 +49,9 @@ class Recorded:
         """The networks of the last checkpoint, and its pool; UserError with some advice where there is none."""
         turns = find(self.config.method, self.config.variant)[0].turns(self.config)
         machine = Machine(self.config, runtime, turns, self.teacher(), folder.structure(self.run), self.given)
-        place = self.run / "checkpoints"
-        if checkpoint.restore(place, machine.players, take=machine.sources.take) is None:
-            raise UserError(f"{place} is empty, it held the generator: {advice}")
+        checkpoints = self.run / "checkpoints"
+        if checkpoint.restore(checkpoints, machine.players, take=machine.sources.take) is None:
+            raise UserError(f"{checkpoints} is empty, it held the generator: {advice}")
         return machine.networks()
 
 
@@ -63,10 +63,10 @@ def read(run: Path, over: Overlay, modules: Mapping[str, nn.Module | None]) -> R
     again = {}
     for role, module in modules.items():
         if module is not None:
-            again[role] = take(role, kept.rebuilt(run, role, module, config, records), config)
+            again[role] = take(role, given_files.rebuilt(run, role, module, config, records), config)
     if config.teacher.checkpoint == MEMORY:  # the run folder may have moved
         record = records.get("teacher.checkpoint", {})
-        records["teacher.checkpoint"] = {**record, "path": str(kept.copy_of(run, "teacher").absolute())}
+        records["teacher.checkpoint"] = {**record, "path": str(given_files.copy_of(run, "teacher").absolute())}
     needed = {path: record for path, record in records.items() if path != "student.start"}
     missing = [problem for path, record in needed.items() if (problem := sources.change(path, record))]
     if config.teacher.network.startswith(f"{MEMORY}:") and "teacher" not in again:

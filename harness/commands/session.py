@@ -176,8 +176,8 @@ def run_command(command: Callable[[], int | None]) -> NoReturn:
         if (wanted := memory_wanted(error)) is not None:
             LOG.debug("refused", exc_info=error)
             _report_at_once(
-                f"not enough memory{wanted and f' for {wanted} more'}: a smaller batch_size, micro_batches=N (a batch in "
-                "N parts) or a smaller input.size needs less; a run's last checkpoint is kept"
+                f"not enough memory{wanted and f' for {wanted} more'}: a smaller batch_size, micro_batches=N (a batch "
+                "in N parts) or a smaller input.size needs less; a run's last checkpoint is kept"
             )
         elif hasattr(error, "format_message"):  # a usage error of typer's own command parser
             report_error(error.format_message())

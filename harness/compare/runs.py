@@ -110,8 +110,8 @@ def of_folder(path: Path, sweep: str | None = None) -> Run:
         raise UserError(f"{path}: there is no such folder; expected a run, a sweep or {MLFLOW}EXPERIMENT")
     config, records = folder.read_config(path)
     flat = _result_fields(config_module.flat(config))
-    for role, record in records.items():  # the same file is the same file wherever it lies
-        flat[role] = f"{Path(flat[role]).name} ({record['sha256'][:8]})"
+    for name, record in records.items():
+        flat[name] = _by_content(flat[name], record["sha256"])
     if config.teacher.checkpoint == UNTRAINED and methods.find(config.method, config.variant)[0].has_teacher:
         return Run(str(path), flat, excluded=NO_TEACHER, sweep=sweep)
     result = folder.result(path)
@@ -147,7 +147,7 @@ def of_sweep(path: Path) -> tuple[list[Run], Objective]:
         outcomes = {path / trial["folder"]: trial["outcome"] for trial in trials}
     except (OSError, ValueError, TypeError, KeyError):
         raise UserError(f"{path} is no readable sweep (sweep.json, trials.json): name its run folders") from None
-    runs = [of_folder(folder, str(path)) for folder in outcomes if (folder / "config.yaml").exists()]
+    runs = [of_folder(trial, str(path)) for trial in outcomes if (trial / "config.yaml").exists()]
     unfinished = {run.name: outcomes[Path(run.name)] for run in runs if run.excluded == UNFINISHED}
     return [dataclasses.replace(run, excluded=unfinished.get(run.name, run.excluded)) for run in runs], objective
 
@@ -177,13 +177,18 @@ def _only_objective(objectives: set[Objective]) -> Objective | None:
     return next(iter(objectives), None)
 
 
+def _by_content(file: str, sha256: str) -> str:
+    """A file's name and the start of its SHA-256: the same file is the same wherever it lies."""
+    return f"{Path(file).name} ({sha256[:8]})"
+
+
 def _of_record(record: tracking.RunRecord) -> Run:
     """A run from MLflow, which holds no seconds: they are rounds over rounds per second, as of each evaluation."""
     defaults = config_module.flat(config_module.Config())
     flat = _result_fields(defaults | {path: _value(text) for path, text in record.params.items()})
-    for role in list(flat):  # the same file is the same file wherever it lies
-        if digest := record.tags.get(f"{role}.sha256"):
-            flat[role] = f"{Path(flat[role]).name} ({digest[:8]})"
+    for name in list(flat):
+        if digest := record.tags.get(f"{name}.sha256"):
+            flat[name] = _by_content(flat[name], digest)
     excluded = None
     if not methods.METHODS[flat["method"]].has_teacher:
         excluded = TEACHING

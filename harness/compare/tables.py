@@ -1,4 +1,4 @@
-"""A comparison as a table: for the terminal, in markdown, and as comma-comma_separated values."""
+"""A comparison as a table: for the terminal, in markdown, and as comma-separated values."""
 
 from __future__ import annotations
 

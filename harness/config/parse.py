@@ -14,7 +14,7 @@ Overlay = Mapping[str, Any]
 """A nested dictionary with values for some fields of a dataclass."""
 
 ALL_PATHS = "`ddad distill RECIPE --dry-run` prints all paths"
-"""Where to look for a path that is near to none."""
+"""Hint for an unknown path that resembles no known one."""
 
 Built = TypeVar("Built")
 
@@ -38,13 +38,12 @@ def merge(base: Overlay, over: Overlay) -> dict[str, Any]:
 
 
 def nest(values: Mapping[str, Any]) -> dict[str, Any]:
-    """{dotted path: value} as an overlay; a value of None is left out."""
+    """{dotted path: value} as an overlay."""
     overlay: dict[str, Any] = {}
     for path, value in values.items():
-        if value is not None:
-            for name in reversed(path.split(".")):
-                value = {name: value}
-            overlay = merge(overlay, value)
+        for name in reversed(path.split(".")):
+            value = {name: value}
+        overlay = merge(overlay, value)
     return overlay
 
 

@@ -1,7 +1,7 @@
 """Batch norm over the global batch: the statistics of all processes' samples, forward and backward.
 
-PyTorch's own SyncBatchNorm refuses the CPU, and knows only the layers it puts in place of others. Here a layer of any
-kind that calls `F.batch_norm` keeps its code, and only that call is answered differently while it trains.
+PyTorch's own SyncBatchNorm does not run on CPUs, and replaces layers by its own type. Here every layer keeps its code;
+only its call of `F.batch_norm` is intercepted, in training.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from harness.algorithm.moments import NormLayer
+from harness.algorithm.moments import NormLayer, wide
 from harness.distributed.collectives import total
 
 
@@ -56,8 +56,8 @@ def _batch_norm(
     **rest: Any,
 ) -> Tensor:
     """`F.batch_norm` in training, with the statistics of the global batch."""
-    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x  # statistics need more than their 8 bits
-    y, mean, var, count = _GlobalBatchNorm.apply(wide, rest["weight"], rest["bias"], layer.running_mean, rest["eps"])
+    weight, bias, eps = rest["weight"], rest["bias"], rest["eps"]
+    y, mean, var, count = _GlobalBatchNorm.apply(wide(x), weight, bias, layer.running_mean, eps)
     if running_mean is not None and running_var is not None:
         running_mean.lerp_(mean.to(running_mean.dtype), rest["momentum"])
         unbiased = var * (count / (count - 1))  # as torch keeps it

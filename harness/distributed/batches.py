@@ -18,10 +18,10 @@ class BatchEngine:
     Loss sums hand back W times the gradient (`collectives`). That of a shared parameter is the mean over the W
     processes; that of an image's own parameters is complete on its process, and is divided by W.
 
-    `lasting` is what goes on from batch to batch, and is what a checkpoint has of this engine. Of its networks, `head`
-    takes part in the steps and learns in each; `life` is the part of the batch's `generator` that the next batch goes
-    on with. `start` holds the weights from which a `generator` that begins anew in each batch starts, and learns once a
-    batch, by the sum of the gradients that the steps gave that (first-order MAML, 1703.03400).
+    `lasting` holds the modules that keep their state from batch to batch; a checkpoint contains only these. `head` is
+    trained in every step. `life` is the part of `generator` with which the next batch continues. `start` holds the
+    weights with which a `generator` that begins anew in each batch begins; they are updated once a batch, by the sum of
+    the gradients of all its steps (first-order MAML, arXiv 1703.03400).
     """
 
     def __init__(

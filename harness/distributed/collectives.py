@@ -1,8 +1,8 @@
 """Sums over all processes, and the two ways in which gradients go back through them.
 
 Every process computes the whole loss L from the sums, so dL/dsum is the same everywhere, and engines average gradients
-over the W processes. A loss's sum therefore hands back W dL/dsum, without another word between processes. What a layer
-computes from a sum differs between processes, and so do the gradients that come back: these have to be summed.
+over the W processes. So the backward of a loss's sum returns W dL/dsum and needs no communication. A sum inside a layer
+is used differently by each process, so that its gradients differ and have to be summed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def total(values: Tensor) -> Tensor:
 
 
 def from_first(value: Tensor) -> Tensor:
-    """What rank 0 holds of a tensor that every process has; batch norm of its own counts differently on each."""
+    """A tensor as rank 0 has it, on all processes: buffers of a batch norm that is not synchronised differ."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return value
     sent = value.detach().clone()

@@ -21,7 +21,7 @@ class Engine(Protocol):
     module: nn.Module
     """The bare network."""
     frozen_forward: Callable[[Tensor], Tensor]
-    """The same in the rounds, where it may be compiled, for turns of others."""
+    """Its forward pass in the turns of other players; compiled where `speed.compile` is on."""
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Forward."""
@@ -46,7 +46,7 @@ class Engine(Protocol):
 
 
 class ReplicatedEngine:
-    """One process, or DDP: Engine. `wrapped` is the network or what synchronises its gradients."""
+    """One process, or DDP: Engine. `_wrapped` is the network, or the wrapper that synchronises its gradients."""
 
     def __init__(
         self,
@@ -66,11 +66,11 @@ class ReplicatedEngine:
             self._wrapped, _ = accelerator.prepare(module, self.optimizer)
         self.frozen_forward = compiled(module)
         self._forward = self.frozen_forward if self._wrapped is module else self._wrapped
-        self._behind = 0
+        self._parts_done = 0
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Forward; gradients of all but the last micro-batch stay on this process."""
-        last = self._behind + 1 == self.micro_batches
+        last = self._parts_done + 1 == self.micro_batches
         with nullcontext() if last else self._accelerator.no_sync(self._wrapped):
             return self._forward(inputs)
 
@@ -78,8 +78,8 @@ class ReplicatedEngine:
         """Adds the gradients of a micro-batch's share of the loss; True where the batch is complete."""
         # Not through Accelerate, here and in `step`: it would look for packages on the disk at each call.
         (loss / self.micro_batches if self.micro_batches > 1 else loss).backward()
-        self._behind = (self._behind + 1) % self.micro_batches
-        return self._behind == 0
+        self._parts_done = (self._parts_done + 1) % self.micro_batches
+        return self._parts_done == 0
 
     def step(self, learning_rate: float, ended: Tensor) -> Tensor:
         """One update, unless `ended` is 1 or the gradient is not finite; returns the gradient's norm."""

@@ -15,8 +15,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from harness.config import Config, Optimizer, ever
 from harness.distributed.collectives import from_first, total
 from harness.distributed.engines import build_optimizer, skips, total_norm, under, update, whole
-from harness.errors import UserError
-from harness.methods.terms import weights_of
+from harness.errors import UserError, one_line
+from harness.methods.terms import weight_changes, weights_of
 
 
 class ShardedEngine:
@@ -32,7 +32,7 @@ class ShardedEngine:
         # (`found_inf`) does not mix with DTensors.
         self._shards = [nn.Parameter(_shard_of(parameter)) for parameter in self.parameters]
         self.optimizer = build_optimizer(self._shards, settings)
-        self._behind = 0
+        self._parts_done = 0
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Forward."""
@@ -44,8 +44,8 @@ class ShardedEngine:
 
         Gradients of all but the last micro-batch stay on this process, whole.
         """
-        self._behind = (self._behind + 1) % self.micro_batches
-        complete = self._behind == 0
+        self._parts_done = (self._parts_done + 1) % self.micro_batches
+        complete = self._parts_done == 0
         if self.micro_batches > 1:
             assert isinstance(self.module, FSDPModule)
             self.module.set_requires_gradient_sync(complete)
@@ -113,9 +113,9 @@ def shard(accelerator: Accelerator, module: nn.Module, dtype: torch.dtype) -> nn
         for part in [*_blocks(module), module]:
             fully_shard(part, mesh=mesh, reshard_after_forward=True)
     except (ValueError, NotImplementedError) as error:
-        reason = " ".join(str(error).split())
         raise UserError(
-            f"distributed.strategy=fsdp cannot shard {type(module).__name__} ({reason}): set distributed.strategy=ddp"
+            f"distributed.strategy=fsdp cannot shard {type(module).__name__} ({one_line(error)}): "
+            "set distributed.strategy=ddp"
         ) from None
     return module
 
@@ -137,10 +137,8 @@ def check_weights(config: Config) -> None:
             f"{config.generator.warmup} has none: set weights.one_hot or weights.class_balance above 0, or "
             "generator.warmup=0"
         )
-    schedules = [weight for weight in vars(weights).values() if isinstance(weight, list)]
-    changes = {0.0, config.adversarial_after * config.rounds} | {start for weight in schedules for start, _ in weight}
-    for start in sorted(changes):
-        if math.ceil(start) < config.rounds and not _over_logits(config, math.ceil(start)):
+    for start in weight_changes(config):
+        if not _over_logits(config, math.ceil(start)):
             raise UserError(
                 f"distributed.shard_teacher=true needs a loss over the teacher's logits, from round {start:g} there is "
                 "none: set weights.adversarial, weights.one_hot or weights.class_balance above 0"

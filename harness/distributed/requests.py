@@ -15,10 +15,10 @@ KINDS = ("stop", "halt", "save", "save now", "log")
 
 
 class Requests:
-    """Counts of requests, which travel with the sums of a loss: asking takes no message of its own, and no waiting.
+    """Counts of requests, added to the sums of a loss, so that a request needs no message and no waiting of its own.
 
     Every process reads the same sums after the same number of reductions, so that all see a request at the same step.
-    What is to be answered, a checkpoint or a row, may be asked for by one process alone; a stop by any.
+    Only one process may request a checkpoint or a row; any may request a stop.
     """
 
     def __init__(self, world_size: int) -> None:

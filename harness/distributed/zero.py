@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from harness.config import Config, Optimizer
 from harness.distributed.engines import ReplicatedEngine, skips, total_norm, under, whole
+from harness.distributed.processes import launched_world_size
 from harness.errors import UserError
 from harness.networks.layers import UNCAST
 
@@ -40,7 +41,7 @@ def accelerator(config: Config) -> Accelerator:
     if not gpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when deepspeed is first imported
         _skip_shared_memory_op()
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    world_size = launched_world_size()
     if "LOCAL_RANK" not in os.environ:
         _init_single_process("nccl" if gpu else "gloo")
     timeout = timedelta(seconds=config.distributed.timeout)

@@ -10,9 +10,16 @@ from typing import Literal, get_args
 
 from harness import task
 from harness.algorithm.turns import Weighted
-from harness.config import BatchSource, Config, Weight, ever, flat, sides
+from harness.config import BatchSource, Config, ever, flat
 from harness.errors import UserError
-from harness.methods.terms import generator_terms, image_terms, student_terms, supervised_terms, weights_of
+from harness.methods.terms import (
+    generator_terms,
+    image_terms,
+    student_terms,
+    supervised_terms,
+    weight_changes,
+    weights_of,
+)
 
 
 @dataclass(frozen=True)
@@ -34,15 +41,13 @@ INVERTED: tuple[str, ...] = get_args(BatchSource)
 
 def _check_generator_terms(config: Config) -> None:
     """Raises UserError if in some round all terms of the generator have weight 0."""
-    weights: list[Weight] = list(vars(config.weights).values())
-    changes = {0.0} | {start for weight in weights if isinstance(weight, list) for start, _ in weight}
     if config.generator.warmup and not any(weights_of(config, -1).values()):
         raise UserError(
             f"generator.warmup={config.generator.warmup}: without the adversarial term the generator has no loss: "
             "set weights.batch_norm above 0, or generator.warmup=0"
         )
-    for start in sorted(changes):
-        if math.ceil(start) < config.rounds and not any(weights_of(config, math.ceil(start)).values()):
+    for start in weight_changes(config):
+        if not any(weights_of(config, math.ceil(start)).values()):
             raise UserError(f"weights: all are 0 from round {start:g}, the generator has no loss: set one above 0")
 
 
@@ -77,8 +82,7 @@ def _check_maps(config: Config) -> None:
 
 def _check_classes(config: Config) -> None:
     """Raises UserError if images are made for one class, and the task predicts a class for each pixel."""
-    height, width = sides(config.input.size)
-    if ever(config.weights.target) and len(task.load(config.task).answer_shape(config.classes, height, width)) > 1:
+    if ever(config.weights.target) and task.is_dense(config.task):
         raise UserError(
             f"weights.target={config.weights.target}: an image is made for one class, and the task {config.task} "
             "predicts a class for every pixel: set weights.target=0"

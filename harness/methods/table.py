@@ -29,6 +29,7 @@ class Method:
     variants: Mapping[str, Overlay] = field(default_factory=lambda: {"paper": {}})
     """Values by variant; they override the recipe's. Field defaults are DDAD's `paper`."""
     data_free: bool = True
+    """Whether the method trains on no real data."""
     has_teacher: bool = True
     """Whether targets come from a teacher; else from labels."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from torch import Tensor
@@ -10,6 +11,13 @@ from harness import task
 from harness.algorithm import losses
 from harness.algorithm.turns import Answer, Ask, Term, Weighted
 from harness.config import Config, Weight
+
+
+def weight_changes(config: Config) -> list[float]:
+    """The rounds, 0 first, from which a term of the generator has another weight."""
+    schedules = [weight for weight in vars(config.weights).values() if isinstance(weight, list)]
+    found = {0.0, config.adversarial_after * config.rounds} | {start for weight in schedules for start, _ in weight}
+    return sorted(start for start in found if math.ceil(start) < config.rounds)
 
 
 def student_terms(config: Config, round_index: int, t: Answer, s: Answer) -> dict[str, Weighted]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch_pruning.ops import OPTYPE
 
-from harness.errors import UserError
+from harness.errors import UserError, one_line
 from harness.networks import cutting, layers
 from harness.networks.cutting import Structure
 
@@ -72,10 +72,9 @@ def find(module: nn.Module, x: Tensor, name: str) -> list[Group]:
             graph.build_dependency(traced, x, forward_fn=_answer, verbose=False)
             candidates = list(_candidates(traced, graph, _sides(module, x)))
     except Exception as error:  # the network's own code or the tracer may raise anything
-        reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"{name} cannot be traced for pruning ({type(error).__name__}: {reason}): name a smaller network as "
-            "student.network"
+            f"{name} cannot be traced for pruning ({type(error).__name__}: {one_line(error)}): name a smaller network "
+            "as student.network"
         ) from None
     if not candidates:
         raise UserError(
@@ -164,10 +163,8 @@ def _candidates(module: nn.Module, graph: Any, sides: Mapping[str, float]) -> It
         if not makes or layer in seen or layer not in graph.module2node:
             continue
         pruner, total = graph.get_pruner_of_module(layer), cutting.size(layer, "out")
-        for channels in (
-            [0],
-            list(range(total)),
-        ):  # one channel is enough to detect the residual stream, whose group may be large
+        # one channel is enough to detect the residual stream, whose group may be large
+        for channels in ([0], list(range(total))):
             traced = graph.get_pruning_group(layer, pruner.prune_out_channels, channels)
             made = {item.dep.target for item in traced if _axis(graph, item.dep) == "out"}
             seen |= {node.module for node in made}

@@ -81,9 +81,9 @@ def read(path: Path) -> Entries:
 
 def parts(path: Path) -> list[Path]:
     """The files that a checkpoint consists of: itself, and the shards where it is an index."""
-    return (
-        [path, *sorted({path.parent / shard for shard in _index(path).values()})] if path.suffix == ".json" else [path]
-    )
+    if path.suffix != ".json":
+        return [path]
+    return [path, *sorted({path.parent / shard for shard in _index(path).values()})]
 
 
 def first(keys: list[str]) -> str:

@@ -17,7 +17,7 @@ PREFERRED = ("model.safetensors", "model.safetensors.index.json", "pytorch_model
 """Names of weights in the repositories of the usual libraries; the first that is there is taken."""
 
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".th", ".tar", ".ckpt")
-"""Of files that may hold weights."""
+"""Endings of files that may hold weights."""
 
 COMMIT = re.compile("[0-9a-f]{40}")
 """A commit; branches and tags may move, it does not."""

@@ -25,11 +25,6 @@ class Inherited:
     """By the path of a stage with fewer blocks than the teacher's: the teacher's block for each of the student's."""
 
 
-def default_blocks(ours: int, theirs: int) -> list[int]:
-    """Which of the teacher's blocks, of `theirs`, a stage of `ours` takes: the first (docs/your-own-teacher.md)."""
-    return list(range(ours))
-
-
 def inherit(
     student: nn.Module,
     teacher: nn.Module,
@@ -38,10 +33,10 @@ def inherit(
 ) -> Inherited:
     """Copies into the student every parameter and buffer that the teacher has at the same path, of the same shape.
 
-    A stage is an nn.Sequential or nn.ModuleList at the same path in both, whose blocks from the second on are alike; of
-    one with fewer blocks in the student, block i takes that of the teacher which `default_blocks` says, or `blocks`: a
-    list for every such stage, or lists by the stage's path (nested by its dots or not). `names` of student and teacher
-    are for messages. Raises UserError where no layer is in common, or `blocks` do not fit.
+    A stage is an nn.Sequential or nn.ModuleList at the same path in both, whose blocks from the second on are alike.
+    In one with fewer blocks in the student, block i takes the teacher's block i (docs/your-own-teacher.md), or that of
+    `blocks`: a list for every such stage, or lists by the stage's path (nested by its dots or not). `names` of student
+    and teacher are for messages. Raises UserError where no layer is in common, or `blocks` do not fit.
     """
     stages = dict(_stages(student, teacher))
     chosen = _chosen(stages, blocks)
@@ -52,9 +47,8 @@ def inherit(
         if source in other and other[source].shape == values.shape:
             found[name] = other[source]
     weights = dict(student.named_parameters(remove_duplicate=False))
-    if not any(
-        name in found and values.dim() > 1 for name, values in weights.items()
-    ):  # biases without weights do not count
+    # biases without weights do not count
+    if not any(name in found and values.dim() > 1 for name, values in weights.items()):
         raise UserError(
             f"student.start=teacher: {names[0]} and {names[1]} have no layer's weight in common: the first one's is "
             f"{_first(student)}, the other's {_first(teacher)}: set student.start=fresh"
@@ -92,7 +86,7 @@ def _chosen(
     counts = {
         name: (len(list(ours.children())), len(list(theirs.children()))) for name, (ours, theirs) in stages.items()
     }
-    found = {name: default_blocks(*count) for name, count in counts.items()}
+    found = {name: list(range(ours)) for name, (ours, _) in counts.items()}
     if blocks is None:
         return found
     if not stages:

@@ -31,7 +31,8 @@ class Compared:
 NOTHING = Compared()
 
 MIN_POSITIONS = 2
-"""Positions a batch for each channel of a student's layer: with so many, independent layers have hints of a half."""
+"""Least positions of a batch for each channel of a student's layer; with so many, layers that have nothing in common
+have hints of 1/2 already instead of 1."""
 
 
 def compared(
@@ -53,10 +54,10 @@ def compared(
 
 def answer(network: Callable[[Tensor], Tensor], x: Tensor, compared: Compared) -> Answer:
     """The network's logits for images x [B, C, H, W], with the outputs of the layers that are compared."""
-    layers = [*compared.maps, *compared.blocks]
-    if not layers:
+    chosen = [*compared.maps, *compared.blocks]
+    if not chosen:
         return Answer(network(x))
-    with observe_maps(layers) as found:
+    with observe_maps(chosen) as found:
         logits = network(x)
     found = [output.to(logits.dtype) for output in found]  # they are bf16 in autocast, too coarse for sums
     return Answer(logits, maps=found[: len(compared.maps)], blocks=found[len(compared.maps) :])
@@ -189,8 +190,8 @@ def last_by_size(module: nn.Module, x: Tensor, classes: int | None = None) -> di
     handles = [layer.register_forward_hook(hook) for name, layer in module.named_modules() if not _holds(name, head)]
     handles.append(module.get_submodule(head).register_forward_hook(hook))
     pass_with_hooks(module, x, handles)
-    once = {size: [layer for layer in layers if calls[layer] == 1] for size, layers in found.items() if max(size) > 1}
-    return {size: layers[-1] for size, layers in once.items() if layers}
+    once = {size: [layer for layer in found[size] if calls[layer] == 1] for size in found if max(size) > 1}
+    return {size: outputs[-1] for size, outputs in once.items() if outputs}
 
 
 def _holds(name: str, head: str) -> bool:

@@ -15,6 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 from harness.errors import UserError
 from harness.networks import cutting, layers
 from harness.networks.cutting import Structure
+from harness.networks.layers import pass_with_hooks
 
 STEPS = 16
 """Halvings of the search for the share of channels that remains: finer than one of 65,536."""
@@ -77,12 +78,7 @@ def droppable(module: nn.Module, x: Tensor) -> list[str]:
         return hook
 
     handles = [module.get_submodule(name).register_forward_hook(hear(name), with_kwargs=True) for name in numbered]
-    try:
-        with torch.no_grad():
-            module(x)
-    finally:
-        for handle in handles:
-            handle.remove()
+    pass_with_hooks(module, x, handles)
     found = [name for name in numbered if len(calls[name]) == 1 and _passes(module.get_submodule(name), calls[name][0])]
     return [name for name in found if not any(other.startswith(f"{name}.") for other in found)]
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harness.algorithm.moments import NormLayer
+from harness.algorithm.moments import NormLayer, wide
 from harness.networks.layers import evaluating, pass_with_hooks
 
 RIDGE = 1e-3
@@ -132,7 +132,7 @@ def _normal_equations(
 
 def _rows(layer: nn.Module, x: Tensor, intercept: bool) -> Tensor:
     """The inputs that a layer's weight is multiplied with: [positions, inputs (x kernel)], fp32 or wider."""
-    x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    x = wide(x)
     if isinstance(layer, nn.Conv2d):
         patches: Any = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)  # type: ignore[arg-type]
         rows = patches.transpose(1, 2).flatten(0, 1)
@@ -143,7 +143,7 @@ def _rows(layer: nn.Module, x: Tensor, intercept: bool) -> Tensor:
 
 def _columns(layer: nn.Module, y: Tensor, outputs: Sequence[int] | None) -> Tensor:
     """A layer's outputs, [positions, kept outputs]."""
-    y = y.float() if y.dtype in (torch.float16, torch.bfloat16) else y
+    y = wide(y)
     rows = (y.movedim(1, -1) if isinstance(layer, nn.Conv2d) else y).flatten(0, -2)
     return rows if outputs is None else rows[:, torch.tensor(list(outputs), device=rows.device)]
 

@@ -89,23 +89,23 @@ def _check_owner(folder: Path, config: Config, records: Mapping[str, Mapping[str
         if foreign := sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")):
             raise UserError(f"{folder} holds something else ({foreign[0]}): give another --output")
         return
-    recorded, old_records = read_config(folder)
-    if differing := config_module.differences(recorded, config):
-        changes = _changes(recorded, config, differing)
+    old, old_records = read_config(folder)
+    if differing := config_module.differences(old, config):
+        changes = _changes(old, config, differing)
         raise UserError(f"{folder} belongs to another run ({changes}): give another --output")
     for role, path in given.ROLES.items():
         if "logits" in records.get(path, {}):
             given.check(folder, role, records[path], old_records.get(path, {}))
-    for role, record in records.items():
-        if record["sha256"] != old_records.get(role, {}).get("sha256"):
+    for field, record in records.items():
+        if record["sha256"] != old_records.get(field, {}).get("sha256"):
             raise UserError(
-                f"{folder}: {record['path']} ({role}) is not the file this run began with: "
+                f"{folder}: {record['path']} ({field}) is not the file this run began with: "
                 "put that one back, or give another --output"
             )
 
 
 def read_config(folder: Path) -> tuple[Config, dict[str, Any]]:
-    """The configuration in a run folder and its file records {role: {path, size, sha256}}."""
+    """The configuration in a run folder and its file records {field: {path, size, sha256}}."""
     try:
         content = yaml.safe_load((folder / "config.yaml").read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -80,12 +80,12 @@ def restore(config: Config, copies: Mapping[str, bytes], given: Given) -> Given:
     Raises UserError for a network whose name does not rebuild it.
     """
     modules = given.modules
+    named = dataclasses.replace(
+        config,
+        teacher=dataclasses.replace(config.teacher, checkpoint=UNTRAINED),
+        student=dataclasses.replace(config.student, start=FRESH),
+    )
     for role, content in copies.items():
-        named = dataclasses.replace(
-            config,
-            teacher=dataclasses.replace(config.teacher, checkpoint=UNTRAINED),
-            student=dataclasses.replace(config.student, start=FRESH),
-        )
         module = roles.teacher(named) if role == "teacher" else roles.student(named)
         module.load_state_dict(load(content))
         modules[role] = take(role, module, config)

@@ -18,7 +18,7 @@ from harness.run import given
 from harness.run.folder import read_config
 
 SCHEMA = 1
-"""Of student.json; rises only when the meaning of a field changes."""
+"""Version of student.json; increased only when the meaning of a field changes."""
 
 WEIGHTS, DESCRIPTION = "student.safetensors", "student.json"
 

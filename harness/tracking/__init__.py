@@ -1,7 +1,8 @@
-"""The record of a run: metrics.jsonl always, and its copy in MLflow. The only package that imports mlflow.
+"""The copy of a run in MLflow. The only package that imports mlflow.
 
 MLflow is slow (seconds to open a store, 10-20 ms a call) and may be missing or unreachable, so one background thread
-makes all calls to it. If MLflow fails, the run continues: metrics.jsonl has the same figures.
+makes all calls of a run that is training. If MLflow fails, the run continues: metrics.jsonl (`harness.run.metrics`)
+has the same figures.
 """
 
 from harness.tracking.experiment import Experiment

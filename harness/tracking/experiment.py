@@ -39,7 +39,9 @@ CLOSE_SECONDS: dict[Status, float] = {"FINISHED": 120.0, "FAILED": 20.0, "KILLED
 
 
 class Experiment:
-    """The run's copy in MLflow; create it on rank 0 only, after the Log. Every method except `close` returns at once.
+    """The run's copy in MLflow; create it on rank 0 only, after the Log.
+
+    Its methods do not wait for MLflow, except `run_id` and `close`.
 
     `<folder>/mlflow.json` names the MLflow run, so that a resumed run continues it. On opening, the rows of
     `<folder>/metrics.jsonl` that MLflow does not have are sent, so that the two agree whatever happened before.
@@ -111,21 +113,22 @@ class Experiment:
             try:
                 models.log_model(store, snapshot, shape)
             except Exception as error:  # torch.export cannot follow every network
-                self._warn(
-                    f"MLflow does not hold the student ({reason_of(error, self._uri)}); student.safetensors does"
-                )
+                self._warn_of_student(error)
 
         self._put(log)
 
     def _snapshot(self, module: nn.Module) -> nn.Module | None:
-        """A copy that later updates leave as it is; None where there is no store, or, with a warning, no copying it."""
+        """A copy that later updates do not change; None without a store, or, with a warning, if copying fails."""
         if self._off:
             return None
         try:
             return copy.deepcopy(module).cpu().eval()
         except Exception as error:  # a user's module may hold a lock, or a tensor of its last pass
-            self._warn(f"MLflow does not hold the student ({reason_of(error, self._uri)}); student.safetensors does")
+            self._warn_of_student(error)
             return None
+
+    def _warn_of_student(self, error: Exception) -> None:
+        self._warn(f"MLflow does not hold the student ({reason_of(error, self._uri)}); student.safetensors does")
 
     def register(self, module: nn.Module, shape: tuple[int, int, int], name: str, tags: Mapping[str, Any]) -> None:
         """As `model`, and that model as a version of the registered model `name`, with tags, once for each run."""

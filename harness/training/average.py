@@ -35,7 +35,7 @@ class Average:
         torch._foreach_lerp_(list(self._average.values()), list(self._own.values()), 1 - decay)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """The network with the averages of its parameters; it is to normalise by the batch."""
+        """The network with the averages of its parameters; to be called only while it normalises by the batch."""
         parameters = {name: self._average[name] for name, _ in self.module.named_parameters()}
         output: Tensor = functional_call(self.module, parameters, (inputs,))
         return output

@@ -21,6 +21,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from harness import files
+from harness.distributed.engines import under
 from harness.errors import Diverged, UserError
 from harness.training.players import Player
 
@@ -72,25 +73,24 @@ def restore(
 ) -> dict[str, Any] | None:
     """Puts the last checkpoint's content into the players and returns its state; None where there is none.
 
-    `take` is called with all of its tensors, for what `store` was given as `others`.
-
-    `first` as in `store`: what rank 0 reads, all get. UserError where the file is damaged or holds other networks.
+    `first` as in `store`: what rank 0 reads, all get. `take` is called with all tensors of the checkpoint, for what
+    `store` was given as `others`. UserError where the file is damaged or holds other networks.
     """
     found: tuple[Path, dict[str, Any], dict[str, Tensor]] | None = first(lambda: _read(folder))
     if found is None:
         return None
     path, state, tensors = found
     for name, player in players.items():
-        weights, own = _under(tensors, f"{name}/model/"), player.engine.weights()
+        weights, own = under(tensors, f"{name}/model/"), player.engine.weights()
         wrong = sorted(weights.keys() ^ own.keys()) or [key for key in own if own[key].shape != weights[key].shape]
         if wrong:
             raise UserError(
                 f"checkpoint {path} belongs to another {name}: it does not fit at {', '.join(wrong[:3])}; "
                 "give another --output"
             )
-        player.engine.load(weights, _under(tensors, f"{name}/optimizer/"))
+        player.engine.load(weights, under(tensors, f"{name}/optimizer/"))
         if player.average:
-            player.average.load(_under(tensors, f"{name}/average/"))
+            player.average.load(under(tensors, f"{name}/average/"))
         player.updates = state["updates"][name]
     take(tensors)
     return state
@@ -146,11 +146,7 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     seen: set[int] = set()
     found = {}
     for key, tensor in tensors.items():
-        place = tensor.untyped_storage().data_ptr()
-        found[key] = tensor.clone() if place in seen else tensor
-        seen.add(place)
+        address = tensor.untyped_storage().data_ptr()
+        found[key] = tensor.clone() if address in seen else tensor
+        seen.add(address)
     return found
-
-
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

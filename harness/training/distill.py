@@ -1,7 +1,9 @@
 """The composition root: build, rounds, evaluate, checkpoint, result.
 
-for report in rounds(resolve("digits")):  # the command line, a sweep's trial and the tests do just this
-print(report.round, report.values)
+The command line, a sweep's trial and the tests do this:
+
+    for report in rounds(resolve("digits")):
+        print(report.round, report.values)
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from harness.networks.cutting import Structure
 from harness.networks.given import NOTHING, Given, complete, take
 from harness.resolve import resolve, untrained
 from harness.run import folder
-from harness.run import given as kept
+from harness.run import given as given_files
 from harness.tracking import Status
 from harness.training import teaching
 from harness.training.loop import restore, train
@@ -240,8 +242,8 @@ def _check_alike(given: Given, runtime: Runtime) -> None:
 
 def _with_copies(path: Path, config: Config, given: Given, runtime: Runtime) -> Given:
     """The modules of a run, those that were not given again built with the copies of their weights in its folder."""
-    copies = runtime.first(lambda: kept.read(path, config, given))
-    return runtime.together(lambda: kept.restore(config, copies, given)) if copies else given
+    copies = runtime.first(lambda: given_files.read(path, config, given))
+    return runtime.together(lambda: given_files.restore(config, copies, given)) if copies else given
 
 
 def _last(config: Config, path: Path, result: dict[str, Any]) -> Report:

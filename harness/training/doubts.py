@@ -11,14 +11,14 @@ POSITIONS = 10
 """Scored positions a class, below which an order of the classes may look better by chance."""
 
 RECALL, GAIN = 0.75, 0.25
-"""Mean recall under another order of the classes, and by how much it is above that of their own, to be doubted."""
+"""Least mean recall under another order of the classes, and least gain over the given order, for a warning."""
 
 
 def doubt(confusion: Tensor | None, name: str, warn: Callable[[str], None], dense: bool = False) -> None:
-    """Warns of a network that names one class alone, or whose classes have another order; `evaluate.Scores.confusion`.
+    """Warns of a network that names one class alone, or whose classes seem to be in another order.
 
-    Of a `dense` prediction, also of a class that no label has: its IoU is 0 in the mean. `name` stands for the
-    network.
+    Of a `dense` prediction, also of a class that no label has: its IoU is 0 in the mean. `confusion`: that of
+    `evaluate.Scores`; `name` stands for the network.
     """
     if confusion is None or not confusion.any():
         return
@@ -41,7 +41,7 @@ def doubt(confusion: Tensor | None, name: str, warn: Callable[[str], None], dens
 
 
 def _doubt_order(counts: Tensor, present: Tensor, name: str, warn: Callable[[str], None]) -> None:
-    """An order of the classes: each is matched with the answer that is its most frequent one, and whose own it is."""
+    """Warns if another order fits clearly better: class i goes with answer j if each is the other's most frequent."""
     recall = counts / counts.sum(1, keepdim=True)
     rows = torch.arange(len(present))
     highest, answers = recall.max(1)

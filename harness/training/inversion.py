@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from harness.algorithm import losses, views
 from harness.algorithm.generators import Noisy
-from harness.algorithm.latents import classes, classes_in_turn, latents, send, shard, uniform
+from harness.algorithm.latents import classes, classes_in_turn, latents, part_shard, send, shard, uniform
 from harness.algorithm.moments import LayerMoments, shift_and_var
 from harness.algorithm.turns import Answer, Ask, Term, Terms, generator_turn
 from harness.config import Config, ever, image_shape
@@ -188,7 +188,7 @@ class Inversion:
 
     def _global(self, part: int) -> range:
         """This process's rows of a part, in the global batch."""
-        return range(part * self.size + self.rows.start, part * self.size + self.rows.stop)
+        return part_shard(self.size, part, self.runtime.rank, self.runtime.world_size)
 
     def _here(self, drawn: Tensor) -> Tensor:
         return send(drawn.to(self.runtime.dtype), self.runtime.device)

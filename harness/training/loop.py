@@ -23,9 +23,8 @@ from harness.training.result import evaluation
 def restore(machine: Machine, folder: Path) -> tuple[dict[str, Any], Means]:
     """The state of the last checkpoint, {round, turn, seconds, prepared}, and the means of the round that it is in.
 
-    `prepared`: steps before the first round that are done; all of them where a checkpoint does not say.
-
-    Where there is no checkpoint, those of a run that begins.
+    Without a checkpoint, those of a run that begins. `prepared`: steps before the first round that are done; all of
+    them where a checkpoint does not say.
     """
     means = Means()
 
@@ -40,7 +39,7 @@ def restore(machine: Machine, folder: Path) -> tuple[dict[str, Any], Means]:
 
 def train(
     machine: Machine,
-    kept: Record,
+    record: Record,
     state: dict[str, Any],
     means: Means,
     stop: Callable[[], str | None],
@@ -52,12 +51,12 @@ def train(
     if machine.inversion:
         machine.inversion.interrupted = clock.interrupted
     start = state["round"] * num_turns + state["turn"]
-    report = Report(state["round"], config.rounds, state["seconds"], 0.0, folder=kept.path)
-    if _prepare(machine, kept, clock, means, state):
+    report = Report(state["round"], config.rounds, state["seconds"], 0.0, folder=record.path)
+    if _prepare(machine, record, clock, means, state):
         seconds = state["seconds"] + clock.elapsed
-        return Report(0, config.rounds, seconds, 0.0, folder=kept.path, stopped=clock.reason())
+        return Report(0, config.rounds, seconds, 0.0, folder=record.path, stopped=clock.reason())
     if start == 0:
-        kept.samples(machine.networks(), 0)
+        record.samples(machine.networks(), 0)
     for number in range(start, config.rounds * num_turns):
         index, turn_index = divmod(number, num_turns)
         try:
@@ -68,15 +67,15 @@ def train(
             stops = clock.stops(over) and not last
             seconds = state["seconds"] + clock.elapsed
             speed = (number + played - start) / num_turns / clock.elapsed
-            report = Report(done, config.rounds, seconds, speed, folder=kept.path)
+            report = Report(done, config.rounds, seconds, speed, folder=record.path)
             if over:
-                report = _end_round(machine, kept, clock, means, report, judge)
+                report = _end_round(machine, record, clock, means, report, judge)
             if (over and done % config.checkpoint.every == 0) or last or stops or clock.saves(over):
-                _save(machine, kept.path, means, {"round": done, "turn": turn, "seconds": report.seconds})
+                _save(machine, record.path, means, {"round": done, "turn": turn, "seconds": report.seconds})
                 clock.saved()
         except Diverged as error:
             raise Diverged(
-                f"diverged in round {index + 1}: {error}; the last good checkpoint is kept in {kept.path}: "
+                f"diverged in round {index + 1}: {error}; the last good checkpoint is kept in {record.path}: "
                 "lower a learning rate or a weight (a new run), or set student.clip, generator.clip"
             ) from None
         if stops:
@@ -86,7 +85,7 @@ def train(
     return report
 
 
-def _prepare(machine: Machine, kept: Record, clock: Intervals, means: Means, state: Mapping[str, Any]) -> bool:
+def _prepare(machine: Machine, record: Record, clock: Intervals, means: Means, state: Mapping[str, Any]) -> bool:
     """The steps before the first round that are left; True where the run stops within them."""
     for step in range(state["prepared"], machine.num_preparations):
         try:
@@ -98,7 +97,7 @@ def _prepare(machine: Machine, kept: Record, clock: Intervals, means: Means, sta
         clock.look()
         if clock.saves(True) or clock.stops(True):
             seconds = state["seconds"] + clock.elapsed
-            _save(machine, kept.path, means, {"round": 0, "turn": 0, "seconds": seconds, "prepared": step + 1})
+            _save(machine, record.path, means, {"round": 0, "turn": 0, "seconds": seconds, "prepared": step + 1})
             clock.saved()
         if clock.stops(True):
             return True
@@ -125,7 +124,9 @@ def _play(machine: Machine, clock: Intervals, means: Means, index: int, turn_ind
     return True
 
 
-def _end_round(machine: Machine, kept: Record, clock: Intervals, means: Means, report: Report, judge: Judge) -> Report:
+def _end_round(
+    machine: Machine, record: Record, clock: Intervals, means: Means, report: Report, judge: Judge
+) -> Report:
     """What is due after a round: a row by `log_every` or `log_seconds`, an evaluation by `evaluate_every`, pictures."""
     config, done = machine.config, report.round
     values: dict[str, float] = {}
@@ -137,10 +138,10 @@ def _end_round(machine: Machine, kept: Record, clock: Intervals, means: Means, r
         networks = machine.networks()
         values |= evaluation(config, networks) | judge(networks.student)
     if values:
-        kept.row(done, report.seconds, {**values, "rounds_per_second": report.rounds_per_second})
+        record.row(done, report.seconds, {**values, "rounds_per_second": report.rounds_per_second})
     if done in {math.ceil(config.rounds * share / 4) for share in (1, 2, 3, 4)}:
-        kept.samples(machine.networks(), done)  # before the checkpoint: after a kill between the two they come again
-    return dataclasses.replace(report, values=values, alarm=kept.alarm if values else None)
+        record.samples(machine.networks(), done)  # before the checkpoint: after a kill between the two they come again
+    return dataclasses.replace(report, values=values, alarm=record.alarm if values else None)
 
 
 def _learning_rates(machine: Machine) -> dict[str, float]:

@@ -16,7 +16,7 @@ from harness.distributed.runtime import Runtime
 from harness.errors import UserError
 
 MIN_BATCHES = 4
-"""A pool of fewer is said to be small."""
+"""A pool of fewer batches gets a warning."""
 
 PREFIX = "pool/"
 """Prefix of the names of its tensors in a checkpoint."""

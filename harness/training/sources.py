@@ -10,7 +10,7 @@ from torch import Tensor
 
 from harness import task as tasks
 from harness.algorithm import views
-from harness.algorithm.latents import classes, latents, send, shard, uniform
+from harness.algorithm.latents import classes, latents, part_shard, send, shard, uniform
 from harness.algorithm.turns import Answer
 from harness.config import Config, ever
 from harness.distributed.runtime import Runtime
@@ -146,8 +146,7 @@ class Sources:
     def _rows(self, part: int) -> range:
         """This process's rows of a micro-batch, in the global batch."""
         size = self.config.batch_size // self.config.micro_batches
-        own = shard(size, self.runtime.rank, self.runtime.world_size)
-        return range(part * size + own.start, part * size + own.stop)
+        return part_shard(size, part, self.runtime.rank, self.runtime.world_size)
 
 
 def class_centres(config: Config) -> Tensor | None:

@@ -239,8 +239,8 @@ def image_folder(config: Config, split: Split) -> Source:
     base = root / split if parts or split == "train" else root
     if not base.is_dir():
         raise UserError(f"{base}: no such folder; image_folder reads its {split} images there, a folder a class")
-    places = [entry for part in parts or [root] for entry in image_files.entries(part) if entry.is_dir()]
-    classes = sorted({place.name for place in places})
+    folders = [entry for part in parts or [root] for entry in image_files.entries(part) if entry.is_dir()]
+    classes = sorted({folder.name for folder in folders})
     found = {path: number for number, name in enumerate(classes) for path in _below(base / name)}
     if not found:
         kinds = ", ".join(image_files.SUFFIXES)
@@ -254,11 +254,11 @@ def image_folder(config: Config, split: Split) -> Source:
     return Source(classes, Files([str(path) for path in found], config.data.background), list(found.values()))
 
 
-def _below(place: Path) -> Iterator[Path]:
+def _below(folder: Path) -> Iterator[Path]:
     """The images in a folder and in those below it; none where it is not there. UserError for one that is not read."""
-    for entry in image_files.entries(place) if place.is_dir() else []:
+    for entry in image_files.entries(folder) if folder.is_dir() else []:
         if entry.is_dir():
-            if not (entry.is_symlink() and place.resolve().is_relative_to(entry.resolve())):  # a link to where it is
+            if not (entry.is_symlink() and folder.resolve().is_relative_to(entry.resolve())):  # a link to where it is
                 yield from _below(entry)
         elif image_files.is_image(entry):
             yield entry

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 BINS = 15
-"""Of the calibration error, as Guo et al. (2017), "On calibration of modern neural networks"."""
+"""Bins of the calibration error (Guo et al., 2017, "On calibration of modern neural networks")."""
 
 
 class Counts:

@@ -132,8 +132,8 @@ def picture(
         left, top = index % columns * step[0] + margin, index // columns * step[1] + line + margin
         page.paste(Image.fromarray(array).resize((width, height), Image.Resampling.NEAREST), (left, top))
         lines = {who: classes[index] for who, classes in said.items()}
-        for index, (who, number) in enumerate(lines.items()):
+        for row, (who, number) in enumerate(lines.items()):
             if who == "teacher" or number != lines["teacher"]:
                 text = names[number] if number < len(names) else str(number)
-                write(left, top + height + index * line, text, who, width)
+                write(left, top + height + row * line, text, who, width)
     return page

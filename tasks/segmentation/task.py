@@ -127,10 +127,11 @@ def picture(
         for who, labels in shown.items():
             coloured = Image.fromarray(palette[np.minimum(labels[index], len(names))])
             cells[who] = coloured.resize(size, Image.Resampling.NEAREST)
-        for index, (who, cell) in enumerate(cells.items()):
-            page.paste(cell, (left + index * (size[0] + GAP), top))
+        for column, (who, cell) in enumerate(cells.items()):
+            x = left + column * (size[0] + GAP)
+            page.paste(cell, (x, top))
             if index % PER_COLUMN == 0:
-                draw.text((left + index * (size[0] + GAP), 0), who, "black", font)
+                draw.text((x, 0), who, "black", font)
     page.paste(legend, (0, block[1]))
     return page
 

@@ -154,10 +154,3 @@ def test_python_shown_can_be_imported(page: Path) -> None:
         for node in tree.body:
             if isinstance(node, ast.ImportFrom) and str(node.module).startswith(("harness", "tasks")):
                 exec(compile(ast.Module([node], []), str(page), "exec"), {})  # noqa: S102 - the project's own page
-
-
-@pytest.mark.parametrize("page", [page for page in PAGES if page.exists()], ids=lambda page: page.name)
-def test_links_lead_to_files(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
-        if "://" not in target:
-            assert (page.parent / target).exists(), f"{page.name} links to {target}"

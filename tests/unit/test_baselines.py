@@ -110,7 +110,8 @@ def test_a_restored_run_goes_on_to_the_bit(method: str, variant: str, tmp_path: 
     play_round(first, 0)
     play_round(first, 1)
     checkpoint.store(tmp_path, first.players, {"round": 2}, keep=1, others=first.sources.kept(2))
-    checkpoint.restore(tmp_path, second.players, take=second.sources.take)
+    state = checkpoint.restore(tmp_path, second.players, take=second.sources.take)
+    assert state is not None and state["round"] == 2
     play_round(second, 2)
     for name, player in straight.players.items():
         other = second.players[name].module.state_dict()
@@ -119,6 +120,7 @@ def test_a_restored_run_goes_on_to_the_bit(method: str, variant: str, tmp_path: 
 
 @pytest.mark.parametrize("method", [name for name in DATA_FREE if name != "dafl"])
 def test_the_adversarial_term_compares_teacher_with_student(method: str) -> None:
+    """Passing the teacher as the student, a fault of public code, would make the term identically zero."""
     everywhere = {"adversarial_where": "all"}  # untrained networks may agree nowhere
     built = build(method, over=everywhere)
     (place,) = [place for place, turn in enumerate(built.turns) if turn.kind == "generator"]

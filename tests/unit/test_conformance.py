@@ -7,6 +7,7 @@ import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -69,12 +70,22 @@ def test_a_task_draws_its_answers_beside_labels(name: str) -> None:
     assert plain.mode == full.mode == "RGB" and full.width * full.height > plain.width * plain.height
 
 
+def test_every_column_of_a_segmentation_picture_has_its_heading() -> None:
+    logits = torch.rand(2, 3, 8, 8)
+    page = tasks.load("segmentation").picture(
+        torch.rand(2, 3, 8, 8), logits, -logits, ["a", "b", "c"], logits.argmin(1)
+    )
+    line = np.asarray(page.convert("L"))[:10]
+    for heading in np.array_split(line, 4, axis=1):  # image, truth, teacher, student
+        assert (heading < 128).any()
+
+
 @pytest.mark.parametrize(("task", "name"), RECIPES)
 def test_a_recipes_networks_take_its_images_and_its_generator_makes_them(task: str, name: str) -> None:
     config = resolved(task, name)
     with torch.device("meta"):  # shapes alone: quick for the largest
-        for build in (roles.teacher, roles.student, roles.generator):
-            build(config)
+        for make in (roles.teacher, roles.student, roles.generator):
+            make(config)
 
 
 @pytest.mark.parametrize(("task", "name"), RECIPES)

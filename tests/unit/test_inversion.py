@@ -38,16 +38,16 @@ def maker(built: Machine) -> Inversion:
 def watched(built: Machine) -> Iterator[tuple[float, Tensor]]:
     """(loss, images) of each step of the first round's image turn."""
     steps: list[tuple[float, Tensor]] = []
-    settle = built._loss
+    loss = built._loss
 
     def listen(turn: Turn, round_index: int, *answers: object) -> Terms:
-        terms = settle(turn, round_index, *answers)
+        terms = loss(turn, round_index, *answers)
         steps.append((terms.total.item(), maker(built).batch.images.detach().clone()))
         return terms
 
     built._loss = listen  # type: ignore[method-assign]
     built.play(0, 0)
-    built._loss = settle  # type: ignore[method-assign]
+    built._loss = loss  # type: ignore[method-assign]
     yield from steps
 
 

@@ -138,7 +138,7 @@ def test_watched_entropy_and_top_class() -> None:
     assert value(losses.top_class(single)) == 1.0
 
 
-def test_settle_weighs_watches_and_reduces_once() -> None:
+def test_combine_weighs_watches_and_reduces_once() -> None:
     calls = []
 
     def reduce(sums: Tensor) -> Tensor:
@@ -151,12 +151,12 @@ def test_settle_weighs_watches_and_reduces_once() -> None:
         "class_balance": (2.0, losses.class_balance(t)),
         "entropy": (0.0, losses.entropy(t)),
     }
-    settled = combine(terms, reduce)
+    combined = combine(terms, reduce)
     assert len(calls) == 1
-    assert settled.values["adversarial"].item() == pytest.approx(7 / 4)
-    balance = settled.values["class_balance"].item()
-    assert settled.total.item() == pytest.approx(-3 * 7 / 4 + 2 * balance)
-    assert settled.values["entropy"].item() == pytest.approx(-balance / math.log(2))
+    assert combined.values["adversarial"].item() == pytest.approx(7 / 4)
+    balance = combined.values["class_balance"].item()
+    assert combined.total.item() == pytest.approx(-3 * 7 / 4 + 2 * balance)
+    assert combined.values["entropy"].item() == pytest.approx(-balance / math.log(2))
 
 
 def test_p_ln_p_has_a_finite_gradient_at_zero() -> None:

@@ -80,20 +80,6 @@ def play_round(built: Machine, index: int) -> None:
         built.play(index, turn)
 
 
-def test_a_restored_run_goes_on_to_the_bit(tmp_path: Path) -> None:
-    straight, first, second = build(), build(), build()
-    play_round(straight, 0)
-    play_round(straight, 1)
-    play_round(first, 0)
-    checkpoint.store(tmp_path, first.players, {"round": 1}, keep=2)
-    state = checkpoint.restore(tmp_path, second.players)
-    assert state is not None and state["round"] == 1
-    play_round(second, 1)
-    for name, player in straight.players.items():
-        other = second.players[name].module.state_dict()
-        assert all(torch.equal(value, other[key]) for key, value in player.module.state_dict().items())
-
-
 def test_a_student_with_a_parameter_of_two_names_is_kept(tmp_path: Path) -> None:
     (tmp_path / "tied.py").write_text(
         "from torch import nn\n\n\ndef net(classes, channels):\n"

@@ -28,7 +28,7 @@ def test_every_grid_point_of_a_built_in_space_is_a_valid_configuration(name: str
     spaces.check(space, DIGITS)
     for path, distribution in space.items():
         for value in distribution.grid():
-            config = build(parse.merge(to_dict(DIGITS), spaces.nested({path: value})))
+            config = build(parse.merge(to_dict(DIGITS), parse.nest({path: value})))
             found: object = config
             for part in path.split("."):
                 found = getattr(found, part)
@@ -71,7 +71,7 @@ def test_grid_points_have_equal_distances_on_the_scale_and_include_both_ends() -
 
 
 def test_none_is_kept_as_a_value() -> None:
-    assert spaces.nested({"data.size": None, "data.name": "x"}) == {"data": {"size": None, "name": "x"}}
+    assert parse.nest({"data.size": None, "data.name": "x"}) == {"data": {"size": None, "name": "x"}}
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,8 @@ def play(over: Overlay, rounds: int) -> list[float]:
 
 
 def graphs() -> dict[str, int]:
-    return {key: counters["stats"][key] for key in ("unique_graphs",)} | {
+    return {
+        "unique_graphs": counters["stats"]["unique_graphs"],
         "breaks": sum(counters["graph_break"].values()),
         "recompiled": sum(counters["recompile_limit"].values()),
     }

@@ -563,7 +563,7 @@ def test_a_test_set_is_logged_with_its_digest_once(database: Path, tmp_path: Pat
 
 
 def test_two_processes_may_write_the_same_parameters_at_once(database: Path) -> None:
-    """A trial and the sweep that settles it; MLflow itself refuses whoever is later."""
+    """A trial and its sweep both close the trial's MLflow run; MLflow itself refuses the later one."""
     uri = f"sqlite:///{database}"
     client = stores.connect(uri)
     experiment = runs.find_experiment(client, "ddad", uri)

@@ -203,13 +203,13 @@ class RecordTrials(tune.Callback):  # type: ignore[misc]
         for one in trials:
             if one.is_finished() and one.trial_id not in self._recorded:
                 self._recorded.add(one.trial_id)
-                error = _one_line(one.get_error()) if one.status == "ERROR" else None
+                error = _reason(one.get_error()) if one.status == "ERROR" else None
                 result = one.last_result or {}
                 record = records.from_result(self._plan, one.trial_id, dict(one.config), result, error)
                 records.add(self._plan, record, self._echo)
 
 
-def _one_line(error: BaseException | None) -> str:
+def _reason(error: BaseException | None) -> str:
     """The type and the first line of the error that ended a worker."""
     cause = getattr(error, "cause", None) or error
     lines = str(cause).strip().splitlines()
