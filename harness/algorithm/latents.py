@@ -24,9 +24,15 @@ def latents(rows: range, total: int, size: int, *keys: int | str) -> Tensor:
 
 
 def classes(rows: range, total: int, count: int, *keys: int | str) -> Tensor:
-    """Like `latents`: target classes y [len(rows)] in 0 .. count - 1, equally frequent in the global batch."""
+    """Like `latents`: target classes y [len(rows)] in 0 .. count - 1, equally frequent in the global batch.
+
+    Where `total` is no multiple of `count`, some have one image less in it; which, is drawn anew for each batch.
+    """
     source = torch.Generator().manual_seed(mix(*keys))
-    return (torch.randperm(total, generator=source) % count)[rows.start : rows.stop]
+    y = torch.randperm(total, generator=source) % count
+    if total % count:
+        y = torch.randperm(count, generator=source)[y]
+    return y[rows.start : rows.stop]
 
 
 def classes_in_turn(rows: range, count: int, *keys: int | str) -> Tensor:

@@ -204,6 +204,11 @@ def _inverted(config: Config, source: BatchSource) -> list[Turn]:
         _refuse(config, "has weights.contrastive=0, so no features are compared", "inversion.bank")
     if source in ("noisy", "pixels"):
         _refuse(config, "has no latents that learn", "inversion.latent_lr")
+    if source == "noisy" and config.batch_size // config.micro_batches < 2:
+        raise UserError(
+            f"batch_size={config.batch_size}, micro_batches={config.micro_batches}: the generator normalises class "
+            "embeddings over a part of a batch: let one have 2 images or more"
+        )
     if source != "noisy":
         _refuse(config, "has no generator that lasts", "generator.restart")
         _refuse(config, "has no class embeddings", "generator.embeddings")

@@ -12,11 +12,15 @@ from harness.algorithm import losses
 from harness.algorithm.turns import Answer, Ask, Term, Weighted
 from harness.config import Config, Weight
 
+ROUNDING = 1e-6
+"""A share of the rounds may be a little more than the whole number that it stands for: 0.28 of 25."""
+
 
 def weight_changes(config: Config) -> list[float]:
     """The rounds, 0 first, from which a term of the generator has another weight."""
     schedules = [weight for weight in vars(config.weights).values() if isinstance(weight, list)]
-    found = {0.0, config.adversarial_after * config.rounds} | {start for weight in schedules for start, _ in weight}
+    found = {0.0, max(0.0, config.adversarial_after * config.rounds - ROUNDING)}
+    found |= {start for weight in schedules for start, _ in weight}
     return sorted(start for start in found if math.ceil(start) < config.rounds)
 
 
@@ -91,7 +95,7 @@ def weight_at(weight: Weight, round_index: int) -> float:
 def student_weights_of(config: Config, round_index: int) -> dict[str, float]:
     """The weights of the student's terms beside the discrepancy in a round, by term."""
     weights = {name: weight_at(weight, round_index) for name, weight in config.student.comparisons.items()}
-    if round_index >= config.student.features_until * config.rounds:
+    if round_index >= config.student.features_until * config.rounds - ROUNDING:
         weights["features"] = 0.0
     return weights
 
@@ -99,6 +103,6 @@ def student_weights_of(config: Config, round_index: int) -> dict[str, float]:
 def weights_of(config: Config, round_index: int) -> dict[str, float]:
     """The weights of the generator's terms in a round, by term; rounds below 0 are the warm-up."""
     weights = {name: weight_at(weight, max(round_index, 0)) for name, weight in vars(config.weights).items()}
-    if round_index < config.adversarial_after * config.rounds:
+    if round_index < config.adversarial_after * config.rounds - ROUNDING:
         weights["adversarial"] = 0.0
     return weights

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from harness import errors
 from harness import task as tasks
+from harness.algorithm.moments import NormLayer
 from harness.config import Config, image_shape
 from harness.errors import UserError
 from harness.networks import sizes
@@ -68,6 +69,44 @@ def check_gradients(name: str, module: nn.Module, config: Config, images: bool, 
         raise UserError(f"{name}: no gradient reaches the images, from which the generator learns: {advice}")
     if weights and not reached:
         raise UserError(f"{name}: no gradient reaches its weights: are they frozen? {advice}")
+
+
+def check_training(name: str, module: nn.Module, config: Config) -> list[str]:
+    """The names of the buffers, besides those of batch norm, that a network writes to in train mode.
+
+    Raises UserError unless it answers in train mode, too, with logits of the task's shape, or where it writes to a
+    buffer that its state dict, and so a checkpoint, leaves out.
+    """
+    x, before = _images(config)[:2], dict(module.named_buffers())
+    copies = {key: value.clone() for key, value in before.items()}  # they move, its own do not
+    was = module.training
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            answer: object = torch.func.functional_call(module.train(), copies, (x,))
+    except Exception as error:  # layers raise many types
+        raise UserError(f"{name} cannot be trained: {errors.one_line(error)}") from None
+    finally:
+        module.train(was)
+    expected = [2, *tasks.load(config.task).answer_shape(config.classes, *x.shape[2:])]
+    if not isinstance(answer, Tensor) or list(answer.shape) != expected:
+        found = list(answer.shape) if isinstance(answer, Tensor) else f"a {type(answer).__name__}"
+        raise UserError(
+            f"{name} answers in train mode with {found}, expected logits {expected} as in evaluation: switch its "
+            "auxiliary outputs off"
+        )
+    of_norms = {
+        f"{path}.{key}"
+        for path, layer in module.named_modules()
+        if isinstance(layer, NormLayer)
+        for key, _ in layer.named_buffers()
+    }
+    moved = [key for key in copies if key not in of_norms and not torch.equal(copies[key], before[key])]
+    if lost := moved and [key for key in moved if key not in module.state_dict()]:
+        raise UserError(
+            f"{name} writes to its buffer {lost[0]} in training, which is registered with persistent=False and so in "
+            "no checkpoint: register it with persistent=True"
+        )
+    return moved
 
 
 def _images(config: Config) -> Tensor:

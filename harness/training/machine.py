@@ -79,7 +79,7 @@ class Machine:
         if "generator" in self._trained():
             modules["generator"] = runtime.together(lambda: roles.generator(config))
         generates = any(turn.kind == "generator" for turn in turns)
-        runtime.together(partial(self._check_gradients, teacher if generates else None, generates))
+        moving = runtime.together(partial(self._check_passes, teacher if generates else None, generates))
         theirs = own = maps.NOTHING
         if teacher:
             theirs, own = maps.compared(config, teacher, self.start.module, self.start.blocks)
@@ -88,7 +88,7 @@ class Machine:
         self.teacher = build_teacher(config, runtime, teacher, generates, theirs) if teacher else None
         self.players = {name: self._player(name, module) for name, module in modules.items()}
         self.student, self.generator = self.players["student"], self.players.get("generator")
-        self.student.compared = own
+        self.student.compared, self.student.moving = own, moving
         for name, player in self.players.items():
             if share := getattr(config, name).average:
                 player.average = Average(player.module, share * player.num_updates)
@@ -98,13 +98,18 @@ class Machine:
         if self.inversion:
             self.generator = self.players["generator"] = self.inversion.player
 
-    def _check_gradients(self, teacher: nn.Module | None, generates: bool) -> None:
-        """UserError where a gradient that a turn needs is cut off in a network; `teacher`: one that judges images."""
-        student = self.config.student.network
-        fit.check_gradients(f"student.network={student}", self.start.module, self.config, generates, weights=True)
+    def _check_passes(self, teacher: nn.Module | None, generates: bool) -> list[str]:
+        """UserError where a network does not answer in training, or a gradient that a turn needs is cut off in it.
+
+        `teacher`: one that judges images. Returns the buffers of the student that move in train mode (`fit`).
+        """
+        student, module = f"student.network={self.config.student.network}", self.start.module
+        moving = fit.check_training(student, module, self.config)
+        fit.check_gradients(student, module, self.config, generates, weights=True)
         if teacher:
             name = f"teacher.network={self.config.teacher.network}"
             fit.check_gradients(name, teacher, self.config, images=True, weights=False)
+        return moving
 
     def play(self, round_index: int, turn_index: int, part: int = 0) -> Terms:
         """One turn on one micro-batch; every random draw in it is a function of (seed, round, turn, part, index)."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from harness.algorithm.moments import NormLayer
 from harness.algorithm.turns import Answer, Terms
@@ -78,6 +79,7 @@ class Player:
         self.compared = NOTHING  # the layers whose outputs its terms compare
         self.parameters = [p for p in self.module.parameters() if p.requires_grad]
         self.norms = [m for m in self.module.modules() if isinstance(m, NormLayer) and m.track_running_stats]
+        self.moving: Sequence[str] = ()  # buffers, besides those of batch norm, that each forward writes to
         self._learn(False)
 
     @contextmanager
@@ -98,7 +100,15 @@ class Player:
         return Answer(self(x)) if self.compared is NOTHING else answer(self, x, self.compared)
 
     def frozen_forward(self, inputs: Tensor) -> Tensor:
-        """Forward in the turn of another network, past the engine, which synchronises gradients that it expects."""
+        """Forward in the turn of another network, past the engine, which synchronises gradients that it expects.
+
+        Buffers that move in every forward in train mode (those of instance norm, of spectral norm) are copies here.
+        """
+        if self.moving:
+            own = dict(self.module.named_buffers())
+            copies = {name: own[name].clone() for name in self.moving}
+            output: Tensor = functional_call(self.module, copies, (inputs,))
+            return output
         return self.engine.frozen_forward(inputs)
 
     def averaged_forward(self, inputs: Tensor) -> Tensor:

@@ -36,7 +36,8 @@ class Teacher:
         with ExitStack() as stack:
             found = stack.enter_context(moments.observe(self.module)) if self.moments else []
             features = stack.enter_context(observe_features(self.module, self.classes)) if self.features else []
-            return Answer(self.module(x), features[-1] if features else None, found)
+            logits = self.module(x)
+            return Answer(logits, features[-1].to(logits.dtype) if features else None, found)
 
 
 class CompiledTeacher(Teacher):
@@ -79,7 +80,8 @@ class CompiledTeacher(Teacher):
     def _answer(self, x: Tensor) -> Answer:
         self._moments, self._features = [], []
         logits = self.module(x)
-        return Answer(logits, self._features[-1] if self._features else None, self._moments)
+        features = self._features[-1].to(logits.dtype) if self._features else None  # bf16 is too coarse for sums
+        return Answer(logits, features, self._moments)
 
     def _take_moments(self, layer: moments.NormLayer, x: Tensor) -> None:
         if self._judging:

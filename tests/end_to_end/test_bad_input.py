@@ -380,6 +380,13 @@ def test_own_network_with_frozen_weights_cannot_learn(workplace: Path, ddad: Dda
     )
 
 
+def test_own_network_that_answers_otherwise_in_training(workplace: Path, ddad: Ddad) -> None:
+    body = own_forward("x").replace("return", "return (x, x) if self.training else")
+    words = ("teacher.network=cnn8", "teacher.checkpoint=untrained", f"student.network={own_file(workplace, body)}")
+    line = ddad(*OWN, *words).complaint()
+    assert "mine.py:net answers in train mode with a tuple, expected logits [2, 10] as in evaluation" in line
+
+
 def test_teacher_whose_batch_norm_is_never_called(workplace: Path, ddad: Ddad) -> None:
     body = own_forward("x").replace("self.bn(x)", "x")
     words = (f"teacher.network={own_file(workplace, body)}", "teacher.checkpoint=untrained", "student.network=cnn4")

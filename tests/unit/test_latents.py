@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from harness.algorithm.latents import classes, latents, mix, shard
@@ -26,6 +27,15 @@ def test_classes_are_even_in_the_batch_and_sliced_by_ranks() -> None:
     parts = [classes(shard(25, rank, 3), 25, 10, 0, "classes", 3, 1) for rank in range(3)]
     assert torch.equal(torch.cat(parts), whole)
     assert not torch.equal(whole, classes(range(25), 25, 10, 0, "classes", 3, 2))
+
+
+@pytest.mark.parametrize(("total", "count"), [(32, 100), (32, 10), (128, 100)])
+def test_classes_are_even_over_batches_that_do_not_hold_all_of_them(total: int, count: int) -> None:
+    batches = [classes(range(total), total, count, 0, "classes", index) for index in range(1000)]
+    for y in batches[:3]:
+        assert len(y.unique()) == min(total, count) and y.bincount().max() == -(-total // count)
+    found = torch.cat(batches).bincount(minlength=count) / 1000
+    assert ((found - total / count).abs() < 0.08).all()  # 5 standard deviations: one image is drawn with p of about .3
 
 
 def test_shards_differ_by_one_row_at_most() -> None:

@@ -17,6 +17,7 @@ from harness.errors import Diverged, UserError
 from harness.networks import roles
 from harness.networks.layers import evaluating
 from harness.training.machine import Machine
+from tests import moving_buffers
 
 SMALL: Overlay = {
     "task": "classification",
@@ -60,6 +61,22 @@ def test_a_turn_changes_its_player_alone(turn: int, learner: str) -> None:
     assert moved == {name: set() for name in moved}
     for module in modules(built).values():
         assert not any(parameter.requires_grad or parameter.grad is not None for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("network", ["instance", "spectral"])
+def test_other_buffers_than_those_of_batch_norm_move_in_the_players_own_turn_alone(network: str) -> None:
+    built = build({"student": {"network": f"{moving_buffers.__file__}:{network}"}})
+    student = built.student.module
+    before = state(student)
+    gradient = built.play(0, 2).total
+    assert gradient.isfinite() and not changed(before, student)
+    built.play(0, 0)
+    assert built.student.moving and changed(before, student) >= set(built.student.moving)
+
+
+def test_a_buffer_that_moves_and_is_in_no_checkpoint_is_refused() -> None:
+    with pytest.raises(UserError, match=r"writes to its buffer 1\.calls in training, .* persistent=True"):
+        build({"student": {"network": f"{moving_buffers.__file__}:unsaved"}})
 
 
 @pytest.mark.parametrize("term", ["adversarial", "batch_norm"])
