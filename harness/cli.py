@@ -223,7 +223,7 @@ def profile(
 
     found = report.run(configuration, output, find_batch, trace, say if as_json else tell)
     if as_json:
-        show(report.record(found), True, lambda _: [])
+        show(found, True, lambda _: [])
 
 
 @app.command()

@@ -60,8 +60,11 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 def sweep(folder: Path) -> None:
     """Removes temporary files that killed processes left in a folder. No other process may be writing there."""
-    for temporary in folder.rglob(".*.tmp*"):
-        temporary.unlink(missing_ok=True)
+    for temporary in list(folder.rglob(".*.tmp*")):
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager

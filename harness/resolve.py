@@ -7,9 +7,12 @@ A file that carries `schema` is a resolved configuration: complete, so that neit
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
+
+import yaml
 
 from harness import config as config_module
 from harness import methods, task
@@ -85,7 +88,7 @@ def _finish(overlay: Overlay, given: Collection[str]) -> Config:
                 "teacher.checkpoint is not set: give the file of the teacher's weights, "
                 f"or teacher.checkpoint={UNTRAINED} to try the machinery with random ones"
             )
-        fill["teacher"] = {"checkpoint": f"teachers/{config.data.name}-{file_name(config.teacher.network)}.safetensors"}
+        fill["teacher"] = {"checkpoint": default_teacher(config)}
     return config_module.build(merge(config_module.to_dict(config), fill))
 
 
@@ -112,6 +115,11 @@ def file_name(network: str) -> str:
     return network.replace("/", "_").replace(":", "_")
 
 
+def default_teacher(config: Config) -> str:
+    """Where `ddad teach` writes the teacher of a configuration that names no checkpoint."""
+    return f"teachers/{config.data.name}-{file_name(config.teacher.network)}.safetensors"
+
+
 def untrained(config: Config) -> Config:
     """The configuration with a teacher of random weights."""
     change = {"teacher": {"checkpoint": UNTRAINED}}
@@ -126,15 +134,24 @@ def read_overrides(words: Sequence[str]) -> dict[str, Any]:
     for word in words:
         if "=" not in word or word.startswith(("=", "-")):
             known = nearest(word, paths(Config), ALL_PATHS) if not word.startswith("-") else ""
+            before = words[: list(words).index(word)]
+            if any(each.count("[") + each.count("{") > each.count("]") + each.count("}") for each in before):
+                known = ": a value has no spaces, or stands in quotes: 'teacher.mean=[0.48, 0.45, 0.40]'"
             raise UserError(f"{word!r}: expected path=value{known}")
     overlay: dict[str, Any] = {}
     for word in words:
+        value = word.partition("=")[2]
+        if not value.strip():
+            raise UserError(f"{word!r}: there is no value after the =; null stands for none")
+        if re.search(r"\s#", value) and not re.search(r"[\"']", value):
+            raise UserError(f"{word!r}: YAML takes what follows ' #' for a comment: put the value in quotes")
         try:
             one = OmegaConf.to_container(OmegaConf.from_dotlist([word]), resolve=True)
         except (OmegaConfBaseException, ValueError) as error:
             raise UserError(f"{word!r}: {_first_line(error)}") from None
         except Exception as error:  # yaml's own errors, which OmegaConf lets through
             raise UserError(f"{word!r}: the value is not valid YAML: {_first_line(error)}") from None
+        _refuse_odd_numbers(value, f"{word!r}: ")
         overlay = merge(overlay, cast(dict[str, Any], one))
     return overlay
 
@@ -150,10 +167,34 @@ def read_file(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"--config {path}: {error.strerror or _first_line(error)}") from None
     except Exception as error:  # yaml's errors have no common base with OmegaConf's
-        raise UserError(f"--config {path}: not a readable YAML file: {_first_line(error)}") from None
+        raise UserError(f"--config {path}: not a readable YAML file: {_where(error)}") from None
+    _refuse_odd_numbers(path.read_text(), f"--config {path}: ")
     if not isinstance(content, Mapping):
         raise UserError(f"--config {path}: expected fields of a configuration, found {type(content).__name__}")
     return {str(key): value for key, value in content.items() if key != "records"}
+
+
+def _where(error: Exception) -> str:
+    """The place and the problem of an error of YAML; the first line of any other."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if mark is None:
+        return _first_line(error)
+    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
+
+
+ODD_NUMBER = re.compile(r"[-+]?(0[0-9_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")
+"""Numbers that YAML 1.1 reads to the base 8 or 60: 010 is 8 there, and 1:30 is 90."""
+
+
+def _refuse_odd_numbers(text: str, where: str) -> None:
+    """UserError for a number that YAML reads otherwise than people do."""
+    events = [event for event in yaml.parse(text, Loader=yaml.SafeLoader) if isinstance(event, yaml.ScalarEvent)]
+    for plain in [event.value for event in events if event.style is None]:
+        if ODD_NUMBER.fullmatch(plain) and (read := yaml.safe_load(plain)) != plain:
+            raise UserError(
+                f"{where}YAML reads {plain} as {read}: write a number to the base 10 without leading zeros, and text "
+                "in quotes"
+            )
 
 
 def _first_line(error: Exception) -> str:

@@ -49,6 +49,8 @@ def _rescaled(config: Config, sample: dict[str, Any], factor: float) -> dict[str
     }
     if inverts(METHODS[config.method].turns(config)):
         values["inversion.rounds"] = max(1, round(config.inversion.rounds * factor))
+    if config.generator.restart:
+        values["generator.restart"] = max(1, round(config.generator.restart * factor))
     return parse.nest({path: value for path, value in values.items() if path not in sample})
 
 

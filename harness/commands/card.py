@@ -109,7 +109,7 @@ def _text(run: Path, target: Path, result: Mapping[str, Any], record: Mapping[st
         "## How it was made\n\n" + "\n".join(_making(run, config, result, teacher)),
         "## Scores\n\n" + "\n".join(_scores(config, result)),
         "## Input\n\n" + _input(record["preprocessing"]),
-        "## Classes\n\n" + _classes(record["class_names"]),
+        "## Classes\n\n" + _classes(record["class_names"], record["classes"]),
         "## Files\n\n" + "\n\n".join(_files(target, record)),
         "## Limits\n\n" + "\n".join(_limits(config, result)),
     ]
@@ -162,6 +162,8 @@ def _making(run: Path, config: Config, result: Mapping[str, Any], teacher: Mappi
 
 def _command(argv: Sequence[str]) -> list[str]:
     """A command of ddad without what does not change the result; nothing for any other program."""
+    if not argv:
+        return []
     program = Path(argv[0])
     if program.name != "ddad" and not (program.name == "__main__.py" and program.parent.name == "harness"):
         return []
@@ -193,6 +195,7 @@ def _scores(config: Config, result: Mapping[str, Any]) -> Iterator[str]:
         yield "It was not scored on data: there was none.\n"
     if result["agreement"] is not None:
         on = "the test images" if result["agreement_on"] == "test" else "generated images, which are not real ones"
+        on = f"the pixels of {on}" if tasks.is_dense(config.task) else on
         yield f"Teacher and student agree on {result['agreement']:.1%} of {on}."
 
 
@@ -207,13 +210,16 @@ def _input(spec: Mapping[str, Any]) -> str:
     )
 
 
-def _classes(names: Sequence[str]) -> str:
+def _classes(named: Sequence[str], count: int) -> str:
+    names = [*named, *["void, none of the others"] * (count - len(named))]
     shown = ", ".join(f"{index}: {name}" for index, name in enumerate(names[:MOST_CLASSES]))
     return shown + (f", ... {len(names)} in all, see student.json" if len(names) > MOST_CLASSES else "")
 
 
 def _files(target: Path, record: Mapping[str, Any]) -> Iterator[str]:
     for path in sorted(target.iterdir()):
+        if path.name.startswith("."):  # what an export that was interrupted left
+            continue
         if snippet := loading.snippet(path.name, record):
             about = target / f"{path.name}.json"
             sizes = json.loads(about.read_text()).get("input", {}).get("sizes") if about.exists() else None

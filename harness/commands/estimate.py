@@ -61,10 +61,14 @@ def estimate(config: Config, output: Path | None, say: Callable[[str], None]) ->
 
     Raises UserError where a round cannot be played, for example because the data is missing.
     """
+    lines: list[str] = []
+    built = build(config, lines.append)
     say(yaml.safe_dump(config_module.to_dict(config), sort_keys=False))
-    say(f"run folder   {output or folder.default(config)}")
-    built = build(config, say)
+    for line in (f"run folder   {output or folder.default(config)}", *lines):
+        say(line)
     found = measure(built, config)
+    for line in built.doubts:
+        say(f"note         {line}")
     if built.teacher:
         say(f"teacher      {config.teacher.network}, {layers.num_parameters(built.teacher.module):,} parameters")
     for name, player in built.players.items():
@@ -86,7 +90,8 @@ def build(config: Config, say: Callable[[str], None]) -> Machine:
     method, _ = methods.find(config.method, config.variant)
     teacher = None
     if method.has_teacher:
-        present = sources.present(str(config.teacher.checkpoint))
+        taught = config.teach.automatic or config.teacher.checkpoint == resolve.default_teacher(config)
+        present = sources.present(str(config.teacher.checkpoint)) or not taught  # else: roles.teacher says it is absent
         if not present:
             first = "; the run trains it first, which is not in the time below" if config.teach.automatic else ""
             say(f"teacher      {config.teacher.checkpoint} is not there yet; estimated with random weights{first}")

@@ -44,6 +44,11 @@ def of_run(
     found, record = load_student(run, last.given.student_source(settings))
     for problem in last.missing:
         warn(f"{problem}: only the student is scored")
+    if (root := settings.data.root) and not Path(root).exists():
+        raise UserError(
+            f"{run}: there is no data.root={root}; a path is relative to the folder where the run was begun: go there, "
+            "or give data.root=..."
+        )
     runtime = Runtime(settings)
     judge = runtime.prepare_frozen(last.teacher(warn)) if last.has_teacher else None
     generate = None
@@ -111,6 +116,8 @@ def of_network(
     settings = _settings(name, data, merge(_nest(given), over or {}), {"teacher": own})
     module = roles.with_weights(settings, weights, f"--network {name}", warn, "--entry ")
     fit.check_answer(f"--network {name}", module, settings)
+    if settings.teacher.mean is None and settings.teacher.std is None:
+        warn("--mean and --std are not given: the network is taken to have learnt from pixels in 0..1 as they are")
     runtime = Runtime(settings)
     scores = evaluate.measure(settings, None, runtime.prepare_frozen(module), None, runtime)
     doubt(scores.confusion, name, warn, tasks.is_dense(settings.task))

@@ -50,7 +50,7 @@ def export(
     The file takes float32 images [B, C, H, W], any B, normalised as `preprocessing` says, and gives logits. An ONNX
     file of a segmentation network takes any H and W that the network takes (`input`). Before it is put in place it is
     run beside the PyTorch student on random images. With `int8` the ONNX file is quantised, and compared with the
-    student on generated images (`harness.commands.quantise`). Returns {file, format, max_difference (of the fp32 file),
+    student on generated images (`harness.commands.quantise`). Returns {file, format, max_difference,
     device (`harness.commands.footprint` of teacher and student), task, network, classes, class_names, preprocessing},
     of ONNX `input`, and `int8`, the choice. `say` is told what could not be done. Raises UserError where there is no
     such format, no student, or no parity.
@@ -77,6 +77,7 @@ def export(
             about["input"] = _input(record, step)
         if int8:
             about["int8"] = quantise.quantise(plain, temporary, kinds, _images(record, 1).shape[1:]).record()
+            difference = _difference(module, onnx_file.Network(temporary), _images(record, 2))
             costs["student int8"] = footprint.of(module, temporary, record)
 
         def write(network: nn.Module, file: Path) -> None:
@@ -178,10 +179,9 @@ def _compare(module: nn.Module, run_exported: Runner, record: dict[str, Any], pa
     x = _images(record, 2)
     varied = [_images(record, 2, size) for size in (sizes.others(x.shape[2], x.shape[3], step) if step else ())]
     for x in [*(_images(record, batch_size) for batch_size in BATCHES), *varied]:
+        difference = _difference(module, run_exported, x)
         with torch.no_grad():
-            expected, found = module(x), run_exported(x)
-        difference = (expected - found).abs().max().item() if expected.shape == found.shape else float("nan")
-        allowed = TOLERANCE * max(1.0, expected.abs().max().item())
+            allowed = TOLERANCE * max(1.0, module(x).abs().max().item())
         if not difference <= allowed:  # a NaN is refused too
             raise UserError(
                 f"{path} was not written: its logits differ from the student's by {difference:.2g} (allowed: "
@@ -189,6 +189,13 @@ def _compare(module: nn.Module, run_exported: Runner, record: dict[str, Any], pa
             )
         worst = max(worst, difference)
     return worst
+
+
+def _difference(module: nn.Module, run_exported: Runner, x: Tensor) -> float:
+    """Largest absolute difference of logits; NaN where their shapes differ."""
+    with torch.no_grad():
+        expected, found = module(x), run_exported(x)
+    return (expected - found).abs().max().item() if expected.shape == found.shape else float("nan")
 
 
 def _images(record: dict[str, Any], count: int, size: tuple[int, int] | None = None) -> Tensor:

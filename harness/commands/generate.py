@@ -20,6 +20,7 @@ from harness.commands.recorded import Recorded
 from harness.distributed.runtime import Runtime
 from harness.errors import UserError, nearest
 from harness.image_files import fractions
+from harness.networks.layers import evaluating
 from harness.networks.preprocessing import preprocessing
 from harness.run.student import DESCRIPTION
 from harness.training.machine import Networks
@@ -100,7 +101,7 @@ def _batches(networks: Networks, count: int, seed: int) -> Iterator[Tensor]:
 def _answers(networks: Networks, x: Tensor) -> Tensor:
     """The teacher's logits for images as the networks take them."""
     assert networks.teacher is not None
-    with torch.no_grad():
+    with evaluating([networks.teacher]):  # in fp32, also where the run asks for bf16: as whoever reads the files
         logits: Tensor = networks.teacher(x.to(networks.runtime.device, networks.runtime.dtype))
     return logits.float().cpu()
 

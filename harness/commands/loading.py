@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
+from harness.networks.build import has_backbone
+
 ONNX = """import onnxruntime
 
 session = onnxruntime.InferenceSession("{file}")
@@ -62,7 +64,8 @@ def _weights(file: str, record: Mapping[str, Any]) -> str:
         build = f'timm.create_model("{name}", num_classes={classes}, in_chans={channels}, {rest}'
         imported = "timm"
     elif library == "torchvision":
-        build = f'models.get_model("{name}", num_classes={classes}, {rest}'
+        unloaded = "weights_backbone=None, " if has_backbone(name) else ""
+        build = f'models.get_model("{name}", num_classes={classes}, {unloaded}{rest}'
         imported = "torchvision.models as models"
         part = '  # of a segmentation network: ["out"]'
     elif library == "smp":

@@ -85,4 +85,7 @@ def _with_recorded_paths(settings: Config, records: Mapping[str, Mapping[str, An
     teacher = dataclasses.replace(settings.teacher, network=names["teacher"], checkpoint=checkpoint_file)
     # The weights are the run's: those that it started from are of no concern any more.
     student = dataclasses.replace(settings.student, network=names["student"], start=FRESH, blocks=None)
-    return dataclasses.replace(settings, teacher=teacher, student=student)
+    generator = settings.generator
+    if embeddings := records.get("generator.embeddings"):
+        generator = dataclasses.replace(generator, embeddings=embeddings["path"])
+    return dataclasses.replace(settings, teacher=teacher, student=student, generator=generator)

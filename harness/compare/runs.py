@@ -165,6 +165,7 @@ def of_experiment(name: str, uri: str) -> tuple[list[Run], Objective | None]:
             record.tags["objective"],
         )
         for record in sweeps
+        if "objective" in record.params  # a sweep that has just begun has none yet
     }
     ours = [record for record in records if record.params.get("method") in methods.METHODS and record not in sweeps]
     return [_of_record(record) for record in ours], _only_objective(objectives)
@@ -185,7 +186,10 @@ def _by_content(file: str, sha256: str) -> str:
 def _of_record(record: tracking.RunRecord) -> Run:
     """A run from MLflow, which holds no seconds: they are rounds over rounds per second, as of each evaluation."""
     defaults = config_module.flat(config_module.Config())
-    flat = _result_fields(defaults | {path: _value(text) for path, text in record.params.items()})
+    found = {path: _value(text) for path, text in record.params.items()}
+    copied = _value(record.tags.get("weights", "{}"))  # of a trial that went on with another's weights
+    found |= {f"weights.{name}": weight for name, weight in copied.items()} if isinstance(copied, dict) else {}
+    flat = _result_fields(defaults | found)
     for name in list(flat):
         if digest := record.tags.get(f"{name}.sha256"):
             flat[name] = _by_content(flat[name], digest)
@@ -229,8 +233,11 @@ def _score_name(metric: str) -> str:
 
 
 def _result_fields(flat: Mapping[str, Any]) -> dict[str, Any]:
-    given = {path: value for path, value in flat.items() if value is not None}
-    return {path: value for path, value in given.items() if not config_module.is_bookkeeping(path)}
+    given = {path: value for path, value in flat.items() if value is not None or ".arguments." in path}
+    if flat["sync_batch_norm"]:
+        given.pop("distributed.world_size", None)
+    kept = ("distributed.world_size",)  # where each process normalises by its own part of a batch
+    return {path: value for path, value in given.items() if path in kept or not config_module.is_bookkeeping(path)}
 
 
 def _value(text: str) -> Any:

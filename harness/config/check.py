@@ -62,7 +62,7 @@ def _check_numbers(values: Values) -> None:
     for path in ("seed", "teach.seed", "evaluate_every", "data.workers", "generator.width", "student.clip",
                  "generator.clip", "generator.warmup", "generator.restart", "student.reconstruct",
                  "student.weight_decay", "generator.weight_decay", "teach.weight_decay"):  # fmt: skip
-        _need(values, path, values[path] >= 0, "at least 0")
+        _need(values, path, 0 <= values[path] < math.inf, "at least 0")
     for path in ("student.lr", "generator.lr", "teach.lr", "student.gamma", "generator.gamma", "temperature"):
         _need(values, path, 0 < values[path] < math.inf, "a number above 0")
     for path in ("student_temperature", "inversion.latent_lr"):
@@ -172,7 +172,7 @@ def _check_weight(path: str, weight: float | list[list[float]]) -> None:
         if not 0 <= weight < math.inf:
             raise UserError(f"{path}={weight!r}: expected a number of at least 0, or a list of [round, value]")
         return
-    pairs = all(len(pair) == 2 and 0 <= pair[1] < math.inf for pair in weight)
+    pairs = all(len(pair) == 2 and math.isfinite(pair[0]) and 0 <= pair[1] < math.inf for pair in weight)
     starts = [pair[0] for pair in weight if pair]
     if not weight or not pairs or starts[0] != 0 or starts != sorted(set(starts)):
         expected = "a list of [round, value], rounds rising from 0, values at least 0"

@@ -78,11 +78,19 @@ def normalised(config: Config) -> Config:
 def identity(config: Config) -> str:
     """Eight hexadecimal digits over every field that determines the result."""
     kept = {key: value for key, value in to_dict(normalised(config)).items() if key not in BOOKKEEPING}
+    kept |= {path: flat(config)[path] for path in _of_processes(config)}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _of_processes(config: Config) -> list[str]:
+    """Fields of BOOKKEEPING that determine the result, since batch statistics are those of each process's part."""
+    return [] if config.sync_batch_norm else ["distributed.world_size"]
 
 
 def differences(a: Config, b: Config) -> list[str]:
     """The dotted paths of fields that determine the result and differ between two configurations."""
     left, right = flat(a), flat(b)
     paths = sorted(left.keys() | right.keys())
-    return [path for path in paths if left.get(path) != right.get(path) and not is_bookkeeping(path)]
+    absent = object()  # an argument of null is not one that was not given
+    found = [path for path in paths if left.get(path, absent) != right.get(path, absent)]
+    return [path for path in found if not is_bookkeeping(path) or path in _of_processes(a)]

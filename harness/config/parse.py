@@ -102,7 +102,10 @@ def _convert(hint: Any, value: Any) -> Any:
         return _convert_map(inner[1], value)
     elif hint is float:
         if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
+            try:
+                return float(value)
+            except OverflowError:  # a whole number of more than 308 digits
+                raise TypeError from None
     elif hint is type(None):
         if value is None:
             return None
@@ -114,9 +117,23 @@ def _convert(hint: Any, value: Any) -> Any:
 def _convert_map(hint: Any, value: Any) -> dict[str, Any]:
     if isinstance(value, Mapping) and hint is int:  # YAML parses the key of `255: 1` as a number
         return {str(key): _convert(int, item) for key, item in value.items()}
-    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+    if isinstance(value, Mapping) and _has_names(value):
         return dict(value)
     raise TypeError
+
+
+def _has_names(value: object) -> bool:
+    """Whether all keys in a value are text, at every depth."""
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and _has_names(item) for key, item in value.items())
+    return all(map(_has_names, value)) if isinstance(value, list) else True
+
+
+LISTS: dict[Any, str] = {
+    float: "a list of numbers, such as [0.5,0.4]",
+    int: "a list of whole numbers, such as [64,48]",
+    str: "a list of words, such as [a,b]",
+}
 
 
 def _describe(hint: Any) -> str:
@@ -127,7 +144,7 @@ def _describe(hint: Any) -> str:
     if origin is Literal:
         return "one of " + ", ".join(str(option) for option in inner)
     if origin is list:
-        return f"a list of {_describe(inner[0])}"
+        return LISTS.get(inner[0], f"a list, each {_describe(inner[0])}")
     if origin is dict:
         return "a map to whole numbers, such as {0: 0, 255: 1}" if inner[1] is int else "a group of keyword arguments"
     return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(hint, "null")

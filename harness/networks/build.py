@@ -117,11 +117,18 @@ def _torchvision(name: str, classes: int, channels: int, arguments: Mapping[str,
     if published:
         weights["weights"] = pretrained.find(f"torchvision:{name}", arguments).choice
         pretrained.file(f"torchvision:{name}", arguments)
-    if "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters:
+    if has_backbone(name):
         weights["weights_backbone"] = None  # by default the backbone's are downloaded
     module: nn.Module = models.get_model(name, num_classes=classes, **{**arguments, **weights})
     module.register_forward_hook(_only_logits)
     return module
+
+
+def has_backbone(name: str) -> bool:
+    """Whether torchvision's builder of that name takes a backbone with weights of its own."""
+    from torchvision import models
+
+    return "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters
 
 
 def _only_logits(module: nn.Module, inputs: object, output: Any) -> Any:

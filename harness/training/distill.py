@@ -81,6 +81,11 @@ def rounds(
     config, given = _take(config, {"teacher": teacher, "student": student}, warn)
     path = Path(output) if output else folder.default(config)
     with _joined(config) as runtime:
+        if runtime.world_size > 1 and not config.sync_batch_norm and config.distributed.world_size is None:
+            raise UserError(
+                f"sync_batch_norm=false: the result depends on the number of processes, which is {runtime.world_size} "
+                f"here: record it by distributed.world_size={runtime.world_size}"
+            )
         _check_alike(given, runtime)
         if finished := runtime.first(lambda: folder.finished(path, config, given)):
             warn(f"{path} is finished: this is what it found")

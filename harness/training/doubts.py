@@ -1,17 +1,43 @@
-"""What a confusion matrix tells of a network whose weights, input or classes are not what was said of it."""
+"""Settings that may not be what was meant, by themselves and by a confusion matrix: lines for people."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from harness.config import UNTRAINED, Config
+from harness.training import teaching
 
 POSITIONS = 10
 """Scored positions a class, below which an order of the classes may look better by chance."""
 
 RECALL, GAIN = 0.75, 0.25
 """Least mean recall under another order of the classes, and least gain over the given order, for a warning."""
+
+
+def of_settings(config: Config) -> list[str]:
+    """Lines about settings without effect, and about input that may have been normalised otherwise."""
+    lines = []
+    student = config.student_discrepancy or config.discrepancy
+    kinds = [config.discrepancy] + [student] * (config.student_temperature is None)
+    given = {"temperature": (config.temperature, kinds), "student_temperature": (config.student_temperature, [student])}
+    for path, (value, names) in given.items():
+        if value not in (None, Config.temperature) and not {"kl", "js"} & set(names):
+            lines.append(f"{path}={value:g} has no effect: {names[0]} compares logits as they are, kl and js over it")
+    spec = config.teacher
+    taught = config.teach.automatic or not spec.network or spec.checkpoint in (None, UNTRAINED)
+    if spec.mean is None and spec.std is None and not taught and not teaching.note(Path(str(spec.checkpoint))).exists():
+        lines.append(UNNORMALISED)
+    return lines
+
+
+UNNORMALISED = (
+    "teacher.mean and teacher.std are not given: the teacher is taken to have learnt from pixels in 0..1 as they are; "
+    "where they were normalised, give both, such as teacher.mean=[0.485,0.456,0.406] teacher.std=[0.229,0.224,0.225]"
+)
 
 
 def doubt(confusion: Tensor | None, name: str, warn: Callable[[str], None], dense: bool = False) -> None:

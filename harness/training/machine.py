@@ -18,7 +18,7 @@ from harness.networks import fit, maps, roles, start
 from harness.networks.cutting import Structure
 from harness.networks.given import NOTHING, Given
 from harness.networks.reconstruct import reconstruct
-from harness.training import inversion
+from harness.training import doubts, inversion
 from harness.training.average import Average
 from harness.training.players import Health, Player
 from harness.training.pool import Pool
@@ -83,8 +83,8 @@ class Machine:
         theirs = own = maps.NOTHING
         if teacher:
             theirs, own = maps.compared(config, teacher, self.start.module, self.start.blocks)
-        self.doubts = maps.doubt(config, self.start.module, own)
-        """Lines for people about settings that can do little."""
+        self.doubts = [*(doubts.of_settings(config) if teacher else []), *maps.doubt(config, self.start.module, own)]
+        """Lines for people about settings that may not be what was meant."""
         self.teacher = build_teacher(config, runtime, teacher, generates, theirs) if teacher else None
         self.players = {name: self._player(name, module) for name, module in modules.items()}
         self.student, self.generator = self.players["student"], self.players.get("generator")

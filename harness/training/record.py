@@ -88,7 +88,7 @@ class Record:
         x = samples(self.config, networks)
         if x is None or networks.teacher is None:
             return
-        with evaluating([networks.student]):
+        with evaluating([networks.teacher, networks.student]):
             t, s = networks.teacher(x), networks.student(x)
         rgb = preprocessing.preprocessing(self.config).denormalise(x.float()).cpu()
         path = self.path / "samples" / f"round-{round_index:08d}.png"
@@ -105,7 +105,7 @@ class Record:
         data = task.dataset(self.config, "test")
         images_read, truth = spread(data, NUM_SCORED)
         x = images_read.to(networks.runtime.device, networks.runtime.dtype)
-        with evaluating([networks.student]):
+        with evaluating([networks.teacher, networks.student]):
             fitted = (Fitted(each, sides(self.config.input.size)) for each in (networks.teacher, networks.student))
             t, s = (network(x, truth.shape[1:]) for network in fitted)
         rgb = preprocessing.preprocessing(self.config).denormalise(images_read)

@@ -86,7 +86,7 @@ def copy_student(run: Path, target: Path, config: Config) -> None:
     with files.atomic(target) as temporary:
         shutil.copyfile(run / "student.safetensors", temporary)
     content = {"sha256": files.sha256(target), "settings": _settings(config)}
-    files.write(_note(target), json.dumps(content, indent=1) + "\n")
+    files.write(note(target), json.dumps(content, indent=1) + "\n")
 
 
 def check_note(config: Config, warn: Callable[[str], None]) -> None:
@@ -95,7 +95,7 @@ def check_note(config: Config, warn: Callable[[str], None]) -> None:
     if not config.teach.automatic or not file.is_file():
         return
     try:
-        content = json.loads(_note(file).read_text())
+        content = json.loads(note(file).read_text())
         before, same = content["settings"], content["sha256"] == files.sha256(file)
     except (OSError, ValueError, TypeError, KeyError):  # not taught here
         return
@@ -105,8 +105,9 @@ def check_note(config: Config, warn: Callable[[str], None]) -> None:
         warn(f"{file} was taught with {'; '.join(differing[:3])}: it is used as it is; to teach it anew, delete it")
 
 
-def _note(target: Path) -> Path:
-    return target.with_suffix(".json")
+def note(weights: Path) -> Path:
+    """The file beside a teacher's weights in which `copy_student` notes by which settings it was taught."""
+    return weights.with_suffix(".json")
 
 
 def _settings(config: Config) -> dict[str, Any]:

@@ -242,6 +242,8 @@ def image_folder(config: Config, split: Split) -> Source:
     folders = [entry for part in parts or [root] for entry in image_files.entries(part) if entry.is_dir()]
     classes = sorted({folder.name for folder in folders})
     found = {path: number for number, name in enumerate(classes) for path in _below(base / name)}
+    if not found and any(map(image_files.is_image, image_files.entries(base))):
+        raise UserError(f"{base}: its images are not in folders; image_folder expects a folder a class")
     if not found:
         kinds = ", ".join(image_files.SUFFIXES)
         raise UserError(f"{base}: no images; image_folder expects a folder a class, with files ending in {kinds}")

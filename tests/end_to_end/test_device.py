@@ -78,6 +78,7 @@ def test_int8_is_calibrated_on_the_runs_own_images(exported: Exported) -> None:
     assert after == exported.before
 
     module, _ = load_student(exported.run)
+    assert found["max_difference"] > 1e-3, "that of the file in 8 bits"
     x = np.random.default_rng(0).normal(size=(5, 1, 8, 8)).astype(np.float32)
     (logits,) = onnxruntime.InferenceSession(found["file"]).run(["logits"], {"images": x})
     with torch.no_grad():

@@ -110,6 +110,19 @@ def test_a_folder_of_images_is_read_back_with_the_teachers_answers(
     assert Path("out/generated.json").exists() and [path.name for path in Path.cwd().iterdir()] == ["out"]
 
 
+def test_answers_of_a_run_in_bf16_are_those_of_the_teacher_in_fp32(tmp_path: Path, ddad: Ddad) -> None:
+    over = {
+        "recipe": "digits", "pictures": True, "data": {"name": "digits"}, "precision": "bf16",
+        "teacher": {"network": "cnn8"}, "student": {"network": "cnn4"},
+    }  # fmt: skip
+    run = a_run(tmp_path / "run", over, a_teacher("cnn8", 1, 10))
+    assert ddad("generate", run, "--count", COUNT, "--output", "out", "--format", "safetensors").code == 0
+    arrays = load_file("out/generated.safetensors")
+    with torch.no_grad():
+        expected = recorded.read(run, {}, {}).teacher().eval()(arrays["images"])
+    torch.testing.assert_close(arrays["logits"], expected)
+
+
 def test_label_maps_are_read_back_with_the_teachers_answers(maps: Path, ddad: Ddad) -> None:
     assert ddad("generate", maps, "--count", 11, "--output", "out", "--reveal").code == 0
     labels, answers, classes = read_back(maps, Path("out"))

@@ -191,6 +191,18 @@ def test_the_folder_rebuilds_the_student(scored: Path, own: Path) -> None:
         assert torch.equal(module(x), original(x)) and record["classes"] == 10
 
 
+def test_what_an_interrupted_export_left_is_in_no_card_and_void_is_named(scored: Path) -> None:
+    (scored / "environment.json").unlink()
+    target = exported(scored)
+    (target / ".student.onnx.4242.tmp.onnx").write_bytes(b"half")
+    record = json.loads((scored / "student.json").read_text())
+    (scored / "student.json").write_text(json.dumps({**record, "class_names": record["class_names"][:-1]}))
+    (target / "README.md").unlink()
+    card.write(scored, lambda line: None)
+    text = (target / "README.md").read_text()
+    assert "4242" not in text and "8: 8, 9: void, none of the others" in text and "- Command" not in text
+
+
 def test_an_edited_card_is_kept_and_said(scored: Path) -> None:
     path, said = exported(scored) / "README.md", list[str]()
     before = path.read_text()
@@ -230,13 +242,14 @@ def test_paths_and_passwords_are_cut(value: object, shown: object) -> None:
     [
         ("timm:test_resnet", {}),
         ("torchvision:squeezenet1_1", {}),
+        ("torchvision:lraspp_mobilenet_v3_large", {}),
         ("smp:Unet/tu-test_resnet", {"encoder_depth": 3, "decoder_channels": [8, 4, 4]}),
     ],
 )
 def test_the_lines_that_load_a_librarys_network_work(
     network: str, arguments: dict[str, object], tmp_path: Path
 ) -> None:
-    kind = "segmentation" if network.startswith("smp") else "classification"
+    kind = "segmentation" if network.startswith(("smp", "torchvision:lraspp")) else "classification"
     module = build.network(task.load(kind), network, 5, 3, arguments).eval()
     record = {"network": network, "classes": 5, "arguments": arguments, "preprocessing": {"mean": [0.0] * 3}}
     Path("student.json").write_text(json.dumps(record))
@@ -246,7 +259,8 @@ def test_the_lines_that_load_a_librarys_network_work(
     x = torch.randn(2, 3, 64, 64)
     names = {"x": x}
     exec(compile(block.removeprefix("```python\n").removesuffix("```"), "card", "exec"), names)  # noqa: S102
-    assert torch.equal(names["logits"], module(x))
+    logits = names["logits"]
+    assert torch.equal(logits["out"] if isinstance(logits, dict) else logits, module(x))
 
 
 def test_push_is_one_commit_with_all_files(scored: Path, there: Hub) -> None:

@@ -329,6 +329,9 @@ def test_an_image_folder_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "ant").mkdir()
     with pytest.raises(UserError, match=f"{tmp_path}: no images; image_folder expects a folder a class"):
         task.dataset(config("image_folder", tmp_path, 2), "test")
+    paint(tmp_path / "1.png", (9, 9, 9), (8, 8))
+    with pytest.raises(UserError, match=f"{tmp_path}: its images are not in folders; image_folder expects"):
+        task.dataset(config("image_folder", tmp_path, 2), "test")
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", "half"])

@@ -311,6 +311,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
         client.log_metric(child, "evaluation/student_accuracy", accuracy, step=10)
         client.log_metric(child, "rounds_per_second", 2.0, step=10)
         client.set_terminated(child, "KILLED" if name == "pruned" else "FINISHED")
+    client.create_run(swept, tags=tags)  # a sweep that was killed as it began
+    client.set_tag(child, "weights", json.dumps({"batch_norm": [[0, 1.0], [6, 2.0]]}))  # "repeated" took over others
     client.create_run(client.get_experiment_by_name("ddad").experiment_id, run_name="a stranger's")
     client.create_experiment("empty")
     return uri, place
@@ -337,6 +339,7 @@ def test_mlflow_sweeps_are_their_trials(store: tuple[str, Path]) -> None:
     assert said == ["mlflow:swept: 1 of 4 runs are left out (1 pruned)"]
     assert [row.runs[0].name for row in found.rows] == ["high", "repeated", "low"]
     assert [run.name for run in found.trials] == ["low", "high", "pruned"]
+    assert [row.config["weights.batch_norm"] for row in found.rows] == [1.0, [[0, 1.0], [6, 2.0]], 1.0]
     assert found.objective and found.objective.score == found.primary == "accuracy"
     assert found.rows[0].runs[0].curve == [{"round": 10, "seconds": 5.0, "accuracy": 0.8}]
     assert "| student.lr | n | accuracy (oracle objective), % | seconds |" in tables.markdown(found)

@@ -9,6 +9,7 @@ import itertools
 import textwrap
 import typing
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -114,6 +115,45 @@ def test_identity_is_blind_to_bookkeeping_alone() -> None:
         assert config_module.identity(resolve.resolve("digits", None, over)) != config_module.identity(base)
 
 
+def test_without_shared_statistics_the_number_of_processes_is_a_part_of_the_run() -> None:
+    sizes: list[dict[str, Any]] = [{"distributed": {"world_size": number}} for number in (1, 2)]
+    own = [resolve.resolve("digits", None, {"sync_batch_norm": False, **size}) for size in sizes]
+    assert config_module.differences(*own) == ["distributed.world_size"]
+    assert config_module.identity(own[0]) != config_module.identity(own[1])
+    shared = [resolve.resolve("digits", None, size) for size in sizes]
+    assert config_module.differences(*shared) == []
+
+
+def test_an_argument_of_null_is_not_one_that_is_absent() -> None:
+    a, b = ({**LEAST, "student": {"network": "cnn4", "arguments": given}} for given in ({}, {"act": None}))
+    assert config_module.differences(config_module.build(a), config_module.build(b)) == [
+        "student.arguments", "student.arguments.act"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("rounds=010", "'rounds=010': YAML reads 010 as 8: write a number to the base 10"),
+        ("max_minutes=1:30", "YAML reads 1:30 as 90"),
+        ("teacher.mean=[0.5,00.5,010]", "YAML reads 010 as 8"),
+        ("teacher.checkpoint=", "there is no value after the =; null stands for none"),
+        ("data.root=/my set #2", "YAML takes what follows ' #' for a comment: put the value in quotes"),
+    ],
+)
+def test_values_that_yaml_reads_otherwise_than_they_are_meant(word: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        resolve.read_overrides([word])
+    assert message in str(error.value)
+    file = tmp_path / "given.yaml"
+    path, _, value = word.partition("=")
+    file.write_text(f"{path}: {value}\n")
+    if "reads" in message:
+        with pytest.raises(UserError, match="YAML reads"):
+            resolve.read_file(file)
+    assert resolve.read_overrides([f"{path}='{value}'"])
+
+
 def test_words_are_read_as_yaml() -> None:
     words = ["student.lr=1e-3", "teacher.mean=[0.1]", "weights.tv=[[0,1],[5,.5]]", "max_minutes=null", "pictures=false"]
     assert resolve.read_overrides(words) == {
@@ -131,6 +171,10 @@ def test_words_are_read_as_yaml() -> None:
         ({"studnet": {}}, "unknown path 'studnet'; did you mean"),
         ({"student": {"lr": "fast"}}, "student.lr='fast': expected a number"),
         ({"student": {"lr": True}}, "student.lr=True: expected a number"),
+        ({"student": {"lr": 10**400}}, ": expected a number"),
+        ({"student": {"arguments": {"widths": {1: 16}}}}, "expected a group of keyword arguments"),
+        ({"weights": {"tv": [[0, 1.0], [float("nan"), 2.0]]}}, "rounds rising from 0"),
+        ({"student": {"weight_decay": float("inf")}}, "student.weight_decay=inf: expected at least 0"),
         ({"rounds": 1.5}, "rounds=1.5: expected a whole number"),
         ({"rounds": 0}, "rounds=0: expected at least 1"),
         ({"discrepancy": "l2"}, "discrepancy='l2': expected one of l1, mse, kl, js"),

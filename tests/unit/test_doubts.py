@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from harness.training.doubts import doubt
+from harness import config
+from harness.config.parse import Overlay, merge
+from harness.training.doubts import doubt, of_settings
 
 
 def said(confusion: torch.Tensor, dense: bool = False) -> list[str]:
@@ -19,6 +21,28 @@ def matrix(order: list[int], right: int = 90, wrong: int = 10) -> torch.Tensor:
         found[row, answer] += right
         found[row, (answer + 1) % len(order)] += wrong
     return found
+
+
+@pytest.mark.parametrize(
+    ("over", "begin"),
+    [
+        ({}, []),
+        ({"temperature": 4.0}, ["temperature=4 has no effect: l1 compares logits as they are"]),
+        ({"temperature": 4.0, "student_discrepancy": "kl"}, []),
+        ({"student_temperature": 20.0}, ["student_temperature=20 has no effect: l1"]),
+        (
+            {"temperature": 4.0, "student_discrepancy": "kl", "student_temperature": 2.0},
+            ["temperature=4 has no effect"],
+        ),
+        ({"teacher": {"mean": None, "std": None}}, ["teacher.mean and teacher.std are not given"]),
+        ({"teacher": {"mean": None, "std": None, "checkpoint": "untrained"}}, []),
+    ],
+)
+def test_settings_without_effect_and_input_that_nothing_is_said_of(over: Overlay, begin: list[str]) -> None:
+    own = {"network": "cnn8", "checkpoint": "my.pth", "mean": [0.5] * 3, "std": [0.2] * 3}
+    lines = of_settings(config.build(merge({"classes": 3, "teacher": own}, over)))
+    assert len(lines) == len(begin)
+    assert all(line.startswith(each) for line, each in zip(lines, begin, strict=True))
 
 
 def test_one_class_for_all_images() -> None:

@@ -42,8 +42,12 @@ def test_claiming_a_folder_sweeps_what_a_killed_writer_left(tmp_path: Path) -> N
         temporary.write_text("whole")
         left = temporary.with_name(temporary.name.replace(".tmp", "9.tmp"))  # another process's
         left.write_text("half")
+    images = tmp_path / ".images.1.tmp"  # of a command that makes a folder
+    images.mkdir()
+    (images / "0.png").write_text("half")
     with folder.claim(tmp_path):
         assert [entry.name for entry in checkpoints.iterdir()] == ["round-00000001.safetensors"]
+        assert not images.exists()
 
 
 def test_a_lock_is_held_by_one(tmp_path: Path) -> None:

@@ -76,6 +76,11 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> list[str]:
     return [name for name, value in one.items() if torch.equal(value, other[name])]
 
 
+def test_a_batch_of_one_image_cannot_be_normalised() -> None:
+    with pytest.raises(UserError, match="batch_size=4, micro_batches=4: the generator normalises class embeddings"):
+        build("nayer", over={"batch_size": 4, "micro_batches": 4})
+
+
 def test_noisy_layers_and_generator_learn_and_embeddings_do_not() -> None:
     built = build("nayer", over={"batch_size": 20, "inversion": {"steps": 2}})
     assert built.inversion and isinstance(built.inversion.generator, Noisy)

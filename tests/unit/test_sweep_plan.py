@@ -50,6 +50,14 @@ def test_schedules_are_rescaled_with_the_rounds_of_a_trial(tmp_path: Path) -> No
     assert configs.of_sample(made, {"student_steps": 5}) == made.base == configs.of_sample(made, {})
 
 
+def test_restarts_of_the_generator_are_rescaled_with_the_rounds(tmp_path: Path) -> None:
+    overrides = {**OVERRIDES, "rounds": 40, "student_steps": 4, "method": "nayer", "generator": {"restart": 10}}
+    made = make_plan(tmp_path, space=spaces.find("turns"), overrides=overrides)
+    for steps, restart in ((2, 20), (4, 10), (8, 5)):
+        config = configs.of_sample(made, {"student_steps": steps})
+        assert (config.rounds // config.generator.restart, config.generator.restart) == (4, restart)
+
+
 def test_the_image_steps_of_a_batch_do_not_depend_on_student_steps(tmp_path: Path) -> None:
     overrides = {**OVERRIDES, "rounds": 10, "student_steps": 4, "method": "deepinversion",
                  "inversion": {"rounds": 20, "steps": 40}}  # fmt: skip

@@ -14,6 +14,7 @@ from harness.config.parse import Overlay, merge
 from harness.distributed.runtime import Runtime
 from harness.distributed.zero import autocast
 from harness.errors import Diverged, UserError
+from harness.methods import terms
 from harness.networks import roles
 from harness.networks.layers import evaluating
 from harness.training.machine import Machine
@@ -101,6 +102,14 @@ def test_terms_of_weight_zero_are_not_computed_and_all_can_be() -> None:
     everything = dict.fromkeys(("one_hot", "class_balance", "activation", "tv", "l2"), 0.1)
     values = build({"weights": everything}).play(0, 2).values
     assert set(values) == {"adversarial", "batch_norm", *everything, "entropy", "top_class"}
+
+
+def test_a_share_of_the_rounds_begins_in_the_round_that_it_names() -> None:
+    over: Overlay = {"rounds": 25, "adversarial_after": 0.28, "student": {"features_until": 0.28, "features": 1.0}}
+    config = config_module.build(merge(SMALL, over))
+    weights = [(terms.weights_of(config, index), terms.student_weights_of(config, index)) for index in (6, 7)]
+    assert [generator["adversarial"] for generator, _ in weights] == [0.0, 1.0]
+    assert [student["features"] for _, student in weights] == [1.0, 0.0]
 
 
 def test_a_weight_follows_its_schedule() -> None:

@@ -33,10 +33,12 @@ OWN = ("profile.json", "profile.md", "timeline.png", "trace.json")
 """The files of a profile's folder."""
 
 
-def run(config: Config, output: Path | None, find_batch: bool, traced: bool, say: Callable[[str], None]) -> Profile:
-    """Profiles a run into a folder, profiles/<recipe>-<hash> unless `output` names one; returns what was found.
+def run(
+    config: Config, output: Path | None, find_batch: bool, traced: bool, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Profiles a run into a folder, profiles/<recipe>-<hash> unless `output` names one.
 
-    UserError where the folder holds anything else, or no round can be played.
+    Returns the content of profile.json. UserError where the folder holds anything else, or no round can be played.
     """
     folder = output or Path("profiles") / f"{config.recipe}-{identity(config)}"
     _check_folder(folder)
@@ -58,7 +60,7 @@ def run(config: Config, output: Path | None, find_batch: bool, traced: bool, say
         say(line)
     names = [name for name in OWN if (folder / name).exists() and (drawn or name != "timeline.png")]
     say(f"written to {folder}: {', '.join(names)}")
-    return found
+    return content
 
 
 def record(found: Profile) -> dict[str, Any]:
