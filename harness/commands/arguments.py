@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -71,7 +72,26 @@ def resolved(words: list[str] | None, file: Path | None) -> Config:
     """The complete configuration that a command's words and --config ask for."""
     from harness import resolve
 
-    return resolve.resolve(*read(words, file), say=say)
+    config = resolve.resolve(*read(words, file), say=say)
+    for line in _changed_files(file, config) if file else ():
+        say(line)
+    return config
+
+
+def _changed_files(file: Path, config: Config) -> Iterator[str]:
+    """Lines about files of a run's config.yaml with another content by now; a hub's are named with their commit."""
+    import yaml
+
+    from harness.config import flat
+    from harness.networks import own_file, sources
+
+    values = flat(config)
+    for path, record in (yaml.safe_load(file.read_text()).get("records") or {}).items():
+        value = str(values.get(path))
+        here = own_file.source_file(value) if path.endswith(".network") else Path(value)
+        same = here and "repository" not in record and here.absolute() == Path(record["path"])
+        if same and (problem := sources.change(path, record)):
+            yield f"{problem}: what follows is another run than {file} records"
 
 
 def read(words: list[str] | None, file: Path | None) -> tuple[str | None, dict[str, Any] | None, dict[str, Any]]:

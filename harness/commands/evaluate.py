@@ -116,10 +116,10 @@ def of_network(
     settings = _settings(name, data, merge(_nest(given), over or {}), {"teacher": own})
     module = roles.with_weights(settings, weights, f"--network {name}", warn, "--entry ")
     fit.check_answer(f"--network {name}", module, settings)
-    if settings.teacher.mean is None and settings.teacher.std is None:
-        warn("--mean and --std are not given: the network is taken to have learnt from pixels in 0..1 as they are")
     runtime = Runtime(settings)
     scores = evaluate.measure(settings, None, runtime.prepare_frozen(module), None, runtime)
+    if settings.teacher.mean is None and settings.teacher.std is None:
+        warn("--mean and --std are not given: the network is taken to have learnt from pixels in 0..1 as they are")
     doubt(scores.confusion, name, warn, tasks.is_dense(settings.task))
     described = {"network": name, "checkpoint": weights, "data": data, **scores.student, **_counted(scores)}
     return described | ({"sizes": scores.sizes["student"]} if scores.sizes else {})

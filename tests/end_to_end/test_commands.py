@@ -16,6 +16,7 @@ import torch
 import yaml
 from packaging.requirements import Requirement
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from harness import config as config_module
 from harness import task
@@ -143,6 +144,18 @@ def test_dry_run_tells_what_a_run_would_cost_and_writes_nothing(
         r"^disk +\d+ MiB",
     ):
         assert re.search(pattern, estimates, re.MULTILINE), (pattern, estimates)
+
+
+def test_a_run_that_is_repeated_with_another_teacher_says_so(
+    run: Run, ddad: Ddad, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = workplace / "config.yaml"
+    file.write_text((run.folder / "config.yaml").read_text().replace(str(run.place), str(workplace)))
+    assert ddad("distill", "--config", file, "--dry-run").err == ""
+    weights = load_file(workplace / TEACHER)
+    save_file({name: value + value for name, value in weights.items()}, workplace / TEACHER)
+    said = ddad("distill", "--config", file, "--dry-run").err
+    assert "is not the file the run began with: what follows is another run than" in said
 
 
 def test_estimated_disk_is_what_a_run_takes(run: Run, ddad: Ddad, monkeypatch: pytest.MonkeyPatch) -> None:
