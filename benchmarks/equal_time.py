@@ -9,7 +9,6 @@ again, and a run that was ended goes on from its folder. A pair whose teacher is
 from __future__ import annotations
 
 import argparse
-import math
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -71,9 +70,12 @@ class Study:
 
         pairs = [pair for pair in self.pairs if rows(pair)]
         width = min(2, len(pairs))
-        height = math.ceil(len(pairs) / width)
-        size = (7 * width, 3.2 * height)
-        figure, grid = plt.subplots(height, width, figsize=size, squeeze=False, layout="constrained")
+        panels = [pairs[start : start + width] for start in range(0, len(pairs), width)]
+        heights = [max(3.2, *(0.17 * len(self.styles(pair)) + 0.6 for pair in line)) for line in panels]  # of legends
+        figure, grid = plt.subplots(
+            len(panels), width, figsize=(7 * width, sum(heights)), height_ratios=heights, squeeze=False,
+            layout="constrained",
+        )  # fmt: skip
         for pair, axes in zip(pairs, grid.flat, strict=False):
             styles, named = self.styles(pair), set[str]()
             for row in rows(pair):
