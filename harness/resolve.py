@@ -192,8 +192,8 @@ def _refuse_odd_numbers(text: str, where: str) -> None:
     for plain in [event.value for event in events if event.style is None]:
         if ODD_NUMBER.fullmatch(plain) and (read := yaml.safe_load(plain)) != plain:
             raise UserError(
-                f"{where}YAML reads {plain} as {read}: write a number to the base 10 without leading zeros, and text "
-                "in quotes"
+                f"{where}YAML reads {plain} as {read}: write a number to the base 10 without leading zeros, text in "
+                "quotes, and a map with a space after each colon, such as {0: 0, 255: 1}"
             )
 
 

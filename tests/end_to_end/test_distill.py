@@ -181,7 +181,8 @@ def test_own_teacher_in_ones_own_file_without_any_data(
     wrapped = {f"module.{key}": value for key, value in module.state_dict().items()}
     torch.save({"epoch": 3, "state_dict": wrapped, "optimizer": {"lr": 0.1}}, "mine.pth")
     words = ("teacher.network=mine.py:net", "teacher.arguments.width=6", "teacher.checkpoint=mine.pth", "classes=17")
-    more = ("student.network=mine.py:net", "input.size=[12,20]", "generator.width=8", "generator.latent_size=8")
+    more = ("student.network=mine.py:net", "input.size=[12,20]", "generator.width=8", "generator.latent_size=8",
+            "teacher.mean=[0.5,0.5,0.5]", "teacher.std=[0.25,0.25,0.25]")  # fmt: skip
     said = ddad("distill", "classification", *words, *more, "rounds=2", "batch_size=16", "tracking.uri=none")
     assert (said.code, said.err) == (0, "")
     folder = only(workplace, "runs/*")

@@ -99,7 +99,7 @@ def test_views_move_pixels_and_invent_none() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_pool_holds_the_best_images_with_the_teachers_answer(method: str) -> None:
-    rate = {"nayer": 10.0, "fast": 1.0}.get(method, 3.0)
+    rate = {"nayer": 10.0, "fast": 2.0}.get(method, 3.0)
     over = {"inversion": {"steps": 6}, "generator": {"lr": rate}, "replay": {"storage": "fp16", "augment": False}}
     built = build(method, over=over)
     assert built.teacher and built.sources.pool

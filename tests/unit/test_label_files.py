@@ -255,7 +255,7 @@ def test_what_is_wrong_later_in_a_set_is_said_when_it_is_read(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("data.labels={0:0,255:1}", "expected a map to whole numbers, such as {0: 0, 255: 1}"),
+        ("data.labels={0:0,255:1}", "a map with a space after each colon, such as {0: 0, 255: 1}"),
         ("data.labels=[0, 1]", "expected a map to whole numbers"),
         ("data.labels={0: 0, 255: white}", "expected a map to whole numbers"),
         ("data.labels={red: 1}", "expected values, such as {0: 0, 255: 1}, or colours, such as"),
@@ -264,7 +264,7 @@ def test_what_is_wrong_later_in_a_set_is_said_when_it_is_read(tmp_path: Path) ->
         ('data.labels={"#ff0000": 1, "#FF0000": 0}', "each once"),
         ("data.labels={-1: 0}", "expected values, such as"),
         ("data.labels={0: 0, 255: 3}", "255 is class 3, expected 0 to 2, or 255 for void"),
-        ("data.background=white", "data.background='white': expected a list of a whole number or null"),
+        ("data.background=white", "data.background='white': expected a list of whole numbers, such as [64,48] or null"),
         ("data.background=[0, 0]", "data.background=[0, 0]: expected [red, green, blue], each 0 to 255"),
         ("data.background=[0, 0, 256]", "expected [red, green, blue], each 0 to 255"),
     ],
