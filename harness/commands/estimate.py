@@ -90,12 +90,12 @@ def build(config: Config, say: Callable[[str], None]) -> Machine:
     method, _ = methods.find(config.method, config.variant)
     teacher = None
     if method.has_teacher:
-        taught = config.teach.automatic or config.teacher.checkpoint == resolve.default_teacher(config)
-        present = sources.present(str(config.teacher.checkpoint)) or not taught  # else: roles.teacher says it is absent
-        if not present:
+        comes = config.teach.automatic or config.teacher.checkpoint == resolve.default_teacher(config)
+        absent = comes and not sources.present(str(config.teacher.checkpoint))
+        if absent:
             first = "; the run trains it first, which is not in the time below" if config.teach.automatic else ""
             say(f"teacher      {config.teacher.checkpoint} is not there yet; estimated with random weights{first}")
-        teacher = roles.teacher(config if present else resolve.untrained(config), say)
+        teacher = roles.teacher(resolve.untrained(config) if absent else config, say)
     steps = min(PLAYED_STEPS, num_steps(config))
     few_steps = dataclasses.replace(config.inversion, steps=steps, rounds=1)
     one_process = dataclasses.replace(config, distributed=Distributed(), inversion=few_steps)

@@ -234,9 +234,8 @@ def _score_name(metric: str) -> str:
 
 def _result_fields(flat: Mapping[str, Any]) -> dict[str, Any]:
     given = {path: value for path, value in flat.items() if value is not None or ".arguments." in path}
-    if flat["sync_batch_norm"]:
-        given.pop("distributed.world_size", None)
-    kept = ("distributed.world_size",)  # where each process normalises by its own part of a batch
+    # The number of processes counts where each normalises by its own part of a batch.
+    kept = () if flat["sync_batch_norm"] else ("distributed.world_size",)
     return {path: value for path, value in given.items() if path in kept or not config_module.is_bookkeeping(path)}
 
 

@@ -101,7 +101,7 @@ def check_training(name: str, module: nn.Module, config: Config) -> list[str]:
         for key, _ in layer.named_buffers()
     }
     moved = [key for key in copies if key not in of_norms and not torch.equal(copies[key], before[key])]
-    if lost := moved and [key for key in moved if key not in module.state_dict()]:
+    if lost := [key for key in moved if key not in module.state_dict()]:
         raise UserError(
             f"{name} writes to its buffer {lost[0]} in training, which is registered with persistent=False and so in "
             "no checkpoint: register it with persistent=True"

@@ -26,7 +26,7 @@ def of_settings(config: Config) -> list[str]:
     given = {"temperature": (config.temperature, kinds), "student_temperature": (config.student_temperature, [student])}
     for path, (value, names) in given.items():
         if value not in (None, Config.temperature) and not {"kl", "js"} & set(names):
-            lines.append(f"{path}={value:g} has no effect: {names[0]} compares logits as they are, kl and js over it")
+            lines.append(f"{path}={value:g} has no effect: {names[0]} does not divide logits by it, kl and js do")
     spec = config.teacher
     taught = config.teach.automatic or not spec.network or spec.checkpoint in (None, UNTRAINED)
     if spec.mean is None and spec.std is None and not taught and not teaching.note(Path(str(spec.checkpoint))).exists():

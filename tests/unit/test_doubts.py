@@ -27,7 +27,7 @@ def matrix(order: list[int], right: int = 90, wrong: int = 10) -> torch.Tensor:
     ("over", "begin"),
     [
         ({}, []),
-        ({"temperature": 4.0}, ["temperature=4 has no effect: l1 compares logits as they are"]),
+        ({"temperature": 4.0}, ["temperature=4 has no effect: l1 does not divide logits by it"]),
         ({"temperature": 4.0, "student_discrepancy": "kl"}, []),
         ({"student_temperature": 20.0}, ["student_temperature=20 has no effect: l1"]),
         (
